@@ -1,0 +1,1 @@
+"""Evidence: one module a method, run by `clearwell reproduce NAME`."""

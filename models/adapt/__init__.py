@@ -1,0 +1,1 @@
+"""Methods of the adapt stage: one method a module."""

@@ -1,0 +1,1 @@
+"""Methods of the compress stage: one method a module."""

@@ -1,0 +1,1 @@
+"""Methods of the label_noise stage: one method a module."""

@@ -1,0 +1,63 @@
+"""A plain convolutional encoder for small images: the default of the chain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from models.networks import network
+
+
+def conv_unit(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution (same padding, no bias), batch normalisation, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
+@network("convnet")
+class ConvEncoder(nn.Module):
+    """Blocks of [conv 3x3, BN, ReLU] with max-pooling between them and a global average at the end.
+
+    Parameters
+    ----------
+    channels : sequence of int
+        Width of each block.
+    in_channels : int
+    units : int
+        Convolutions per block.
+
+    Attributes
+    ----------
+    out_dim : int
+        Width of the pooled output.
+    blocks : nn.ModuleList
+        The stages; ``stages(x)`` returns the map after each.
+    """
+
+    def __init__(self, channels: Sequence[int] = (32, 64, 128), in_channels: int = 1, units: int = 1) -> None:
+        super().__init__()
+        widths = [in_channels, *channels]
+        self.blocks = nn.ModuleList()
+        for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+            layers = [conv_unit(before, after), *(conv_unit(after, after) for _ in range(units - 1))]
+            if index < len(channels) - 1:
+                layers.append(nn.MaxPool2d(2))
+            self.blocks.append(nn.Sequential(*layers))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.out_dim = widths[-1]
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """The feature map (B, C_l, H_l, W_l) after each block."""
+        maps = []
+        for block in self.blocks:
+            x = block(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> features (B, out_dim)."""
+        return self.pool(self.stages(x)[-1]).flatten(1)

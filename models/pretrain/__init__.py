@@ -1,0 +1,1 @@
+"""Methods of the pretrain stage: one method a module."""

@@ -1,0 +1,1 @@
+"""Methods of the unlearn stage: one method a module."""

@@ -1,0 +1,1 @@
+"""Methods of the validate stage: one method a module."""
