@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -95,7 +96,7 @@ def per_class_accuracy(y_true: ArrayLike, y_pred: ArrayLike, n_classes: int) -> 
 
 
 def effective_rank(features: ArrayLike) -> float:
-    """exp of the entropy of the normalised singular values (Roy & Vetterli, 2007); 1 means collapsed to a line."""
+    """Exponential of the entropy of the normalised singular values (Roy & Vetterli, 2007); 1 = collapsed to a line."""
     matrix = np.asarray(features, dtype=np.float64)
     values = np.linalg.svd(matrix - matrix.mean(axis=0), compute_uv=False)
     if values.sum() <= 1e-12:
@@ -119,7 +120,7 @@ def membership_attack(
     suspects: ArrayLike,
     fresh: ArrayLike,
     random_state: int = 0,
-    attacker: Callable[[], object] | None = None,
+    attacker: Callable[[], Any] | None = None,
 ) -> dict[str, float]:
     """How well softmax outputs betray membership (the attack of Shen et al., 2024).
 
@@ -149,9 +150,9 @@ def membership_attack(
         if attacker
         else GradientBoostingClassifier(n_estimators=100, max_depth=3, subsample=0.5, random_state=random_state)
     )
-    model.fit(np.concatenate([inside, outside]), np.repeat([1, 0], n))  # type: ignore[attr-defined]
-    called = float(model.predict(_sorted(suspects)).mean())  # type: ignore[attr-defined]
-    false = float(model.predict(_sorted(fresh)).mean())  # type: ignore[attr-defined]
+    model.fit(np.concatenate([inside, outside]), np.repeat([1, 0], n))
+    called = float(model.predict(_sorted(suspects)).mean())
+    false = float(model.predict(_sorted(fresh)).mean())
     return {"asr": (called + 1 - false) / 2, "advantage": called - false, "suspect_rate": called}
 
 

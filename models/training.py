@@ -288,11 +288,13 @@ class ExponentialAverage(Hook):
         with torch.no_grad():
             for mean, new in zip(self.average.parameters(), trainer.plain_network.parameters(), strict=True):
                 mean.lerp_(new, 1 - self.decay)
-            for mean, new in zip(self.average.buffers(), trainer.plain_network.buffers(), strict=True):
-                mean.copy_(new)
+            for kept, current in zip(self.average.buffers(), trainer.plain_network.buffers(), strict=True):
+                kept.copy_(current)
 
 
-def sgd(lr: float, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = False) -> Callable[..., Optimizer]:
+def sgd(
+    lr: float, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = False
+) -> Callable[..., Optimizer]:
     """Network -> SGD over its trainable parameters."""
     return lambda network: torch.optim.SGD(
         _trainable(network), lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -42,8 +43,8 @@ class ConvEncoder(nn.Module):
         super().__init__()
         widths = [in_channels, *channels]
         self.blocks = nn.ModuleList()
-        for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
-            layers = [conv_unit(before, after), *(conv_unit(after, after) for _ in range(units - 1))]
+        for index, (before, after) in enumerate(pairwise(widths)):
+            layers: list[nn.Module] = [conv_unit(before, after), *(conv_unit(after, after) for _ in range(units - 1))]
             if index < len(channels) - 1:
                 layers.append(nn.MaxPool2d(2))
             self.blocks.append(nn.Sequential(*layers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -81,7 +82,7 @@ class SplitClassifier(nn.Module):
         """Replace a weight-normalised head by the equal plain one, in place."""
         if is_parametrized(self.head):
             remove_parametrizations(self.head, "weight")
-            self.architecture = {**self.architecture, "normalised_head": False}  # type: ignore[dict-item]
+            self.architecture: dict[str, Any] = {**self.architecture, "normalised_head": False}
         return self
 
 

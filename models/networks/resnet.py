@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ class ResNetEncoder(nn.Module):
         return self.pool(self.stages(x)[-1]).flatten(1)
 
 
-NAMED = {
+NAMED: dict[str, dict[str, Any]] = {
     "resnet20": {"depths": (3, 3, 3), "widths": (16, 32, 64)},
     "resnet18": {"depths": (2, 2, 2, 2), "widths": (64, 128, 256, 512)},
     "preact_resnet18": {"depths": (2, 2, 2, 2), "widths": (64, 128, 256, 512), "pre_activation": True},
