@@ -1,0 +1,1 @@
+"""What runs: flows that only order tasks, and the command line."""

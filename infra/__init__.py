@@ -1,0 +1,1 @@
+"""Everything that touches the outside world: settings, data versions, tracking, registry, ledger, stores."""

@@ -1,0 +1,120 @@
+"""The main job: from a dataset nobody fully trusts to a registered champion, every step tracked and kept.
+
+    ingest -> validate -> label_noise -> pretrain -> finetune -> adapt -> unlearn -> compress -> evaluate -> register
+
+Beside the chain the naive model is trained, same network, raw labels; both are judged on the same rows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.config import LifecycleConfig, check_methods
+from infra import datasets as ds
+from infra.project import Project
+from infra.references import DatasetRef, ModelRef, StageResult
+from tasks.adapt import adapt
+from tasks.compress import compress
+from tasks.evaluate import evaluate
+from tasks.finetune import finetune, train_naive
+from tasks.ingest import Ingested, ingest
+from tasks.label_noise import label_noise
+from tasks.pretrain import pretrain
+from tasks.register import register
+from tasks.report import publish_report
+from tasks.stage import RunContext
+from tasks.unlearn import unlearn
+from tasks.validate import validate
+
+
+@flow(name="lifecycle", log_prints=False)
+def lifecycle(config: LifecycleConfig, refresh: tuple[str, ...] = (), command: str = "clearwell run") -> dict[str, Any]:
+    """Run the whole chain and return the summary that the report shows.
+
+    Parameters
+    ----------
+    config : LifecycleConfig
+        What to run on, and how each stage works.
+    refresh : tuple of str
+        Stages to compute even when the cache holds them; "all" means every stage.
+    command : str
+        What a user types to continue after a failure.
+    """
+    project = Project()
+    project.tidy()
+    parent = project.tracker.open("lifecycle", **_identity(config))
+    try:
+        found = ingest(config.data)
+        check_methods(config, ds.infer_schema(project.versions.path(found.data)).kind)
+        project.tracker.dataset(parent, found.data, "input")
+        project.tracker.params(parent, config.model_dump(mode="json", by_alias=True))
+        results = _chain(found, config, RunContext(parent=parent, refresh=refresh, command=command))
+        summary = publish_report(found, results, parent)
+    except BaseException as error:
+        project.tracker.tags(parent, {"clearwell.error": str(error)[:4000]})
+        project.tracker.close(parent, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    project.tracker.close(parent)
+    return summary
+
+
+def _chain(found: Ingested, config: LifecycleConfig, run: RunContext) -> list[StageResult]:
+    """The stages in order; a stage that is switched off, or has nothing to work on, hands its input on."""
+    results: list[StageResult] = []
+    data, network, model = found.data, config.network, None
+
+    def note(result: StageResult) -> StageResult:
+        results.append(result)
+        return result
+
+    if config.validate_.enabled:
+        data = _data(note(validate(data, config.validate_, run)))
+    checked = data
+    if config.label_noise.enabled:
+        labelled = note(label_noise(data, network, config.label_noise, run))
+        data, model = _data(labelled), labelled.model
+    encoder: ModelRef | None = None
+    if config.pretrain.enabled:
+        encoder = note(pretrain(data, model, network, config.pretrain, run)).model
+    model = note(finetune(data, encoder, network, config.finetune, run)).model
+    assert model is not None
+    splits = ds.splits_of(Project().versions.path(data))
+    adapting = config.adapt.enabled and config.adapt.split in splits
+    if adapting:
+        model = _model(note(adapt(checked, model, config.adapt, run)))
+    if config.unlearn.enabled and found.erasure is not None:
+        reference = _model(finetune(data, encoder, network, config.finetune, run, found.erasure, "reference"))
+        if adapting:
+            reference = _model(adapt(checked, reference, config.adapt, run, "reference-adapt"))
+        model = _model(note(unlearn(data, found.erasure, model, reference, config.unlearn, run)))
+    if config.compress.enabled:
+        model = _model(note(compress(checked, model, config.compress, run)))
+    naive = note(train_naive(found.data, network, config.naive, run))
+    models = {"naive": _model(naive), "chain": model}
+    judged = note(evaluate(data, found.data, found.erasure, found.truth, models, config.evaluate, run))
+    if config.register_.enabled and config.compress.enabled:
+        note(register(data, model, results, judged, config.register_, run))
+    return results
+
+
+def _data(result: StageResult) -> DatasetRef:
+    assert result.data is not None
+    return result.data
+
+
+def _model(result: StageResult) -> ModelRef:
+    assert result.model is not None
+    return result.model
+
+
+def _identity(config: LifecycleConfig) -> dict[str, str]:
+    return {
+        "clearwell.flow": "lifecycle",
+        "clearwell.data": str(Path(config.data).name),
+        "clearwell.prefect_run": str(flow_run.get_id() or ""),
+        "clearwell.prefect_name": str(flow_run.get_name() or ""),
+    }

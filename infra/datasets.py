@@ -1,0 +1,220 @@
+"""Datasets as Parquet shards, read and written through Hugging Face ``datasets``.
+
+A version's folder holds one folder a split; a split's shards share their columns:
+
+    id (str) · image | text | feature columns · label (ClassLabel, -1 = unlabelled) · domain (str) · split · source
+
+Extra columns pass through every stage untouched.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from pydantic import BaseModel, ConfigDict
+
+from infra.errors import DatasetFormatError
+
+datasets.disable_progress_bars()
+logging.getLogger("datasets").setLevel(logging.ERROR)
+
+RESERVED = ("id", "image", "text", "label", "domain", "split", "source")
+FLAGS = ("noisy", "out_of_distribution", "corrected_label", "confidence")
+SHARD_ROWS = 20_000
+Kind = Literal["image", "text", "table"]
+
+
+class Schema(BaseModel):
+    """What the rows of a dataset look like.
+
+    Attributes
+    ----------
+    kind : {"image", "text", "table"}
+    label_names : tuple of str
+    image_size : tuple of int or None
+        (height, width) of most images.
+    channels : int
+        1 (grey) or 3.
+    features : tuple of str
+        Feature columns of a table.
+    splits : tuple of str
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    label_names: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None
+    channels: int = 1
+    features: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+
+    @property
+    def n_classes(self) -> int:
+        """Number of named labels."""
+        return len(self.label_names)
+
+
+def splits_of(folder: Path) -> list[str]:
+    """Names of the splits in a version's folder."""
+    return sorted({path.parent.name for path in folder.glob("*/*.parquet")})
+
+
+def read_split(folder: Path, split: str) -> Dataset:
+    """One split, memory-mapped; images stay encoded bytes.
+
+    Raises
+    ------
+    DatasetFormatError
+        If the split is not there or its shards can not be read.
+    """
+    shards = sorted((folder / split).glob("*.parquet"))
+    if not shards:
+        raise DatasetFormatError(
+            f"The dataset has no split {split!r}; it has {', '.join(splits_of(folder)) or 'none'}.", split=split
+        )
+    try:
+        features = Features.from_arrow_schema(pq.read_schema(shards[0]))
+        data = Dataset.from_parquet([str(shard) for shard in shards], features=features)
+    except Exception as error:
+        raise DatasetFormatError(f"The shards of {split!r} in {folder} can not be read: {error}") from error
+    assert isinstance(data, Dataset)
+    return data.cast_column("image", Image(decode=False)) if "image" in data.column_names else data
+
+
+def write_split(data: Dataset, folder: Path, split: str, shard_rows: int = SHARD_ROWS) -> int:
+    """Write a split as shards of at most `shard_rows` rows; returns the number of rows."""
+    target = folder / split
+    target.mkdir(parents=True, exist_ok=True)
+    for number, start in enumerate(range(0, max(len(data), 1), shard_rows)):
+        shard = data.select(range(start, min(start + shard_rows, len(data))))
+        shard.to_parquet(str(target / f"part-{number:05d}.parquet"), compression="zstd")
+    return len(data)
+
+
+def copy_splits(source: Path, target: Path, splits: Iterable[str]) -> int:
+    """Copy whole splits unchanged, byte for byte; returns the number of rows."""
+    rows = 0
+    for split in splits:
+        shutil.copytree(source / split, target / split)
+        rows += sum(pq.read_metadata(shard).num_rows for shard in (source / split).glob("*.parquet"))
+    return rows
+
+
+def count_rows(folder: Path) -> int:
+    """Rows of all splits, from the footers alone."""
+    return sum(pq.read_metadata(shard).num_rows for shard in folder.glob("*/*.parquet"))
+
+
+def with_columns(data: Dataset, columns: dict[str, Any]) -> Dataset:
+    """The dataset with these columns added or replaced."""
+    for name, values in columns.items():
+        if name in data.column_names:
+            data = data.remove_columns(name)
+        data = data.add_column(name, values)  # type: ignore[call-arg]
+    return data
+
+
+def infer_schema(folder: Path) -> Schema:
+    """Schema of a version from its columns and, for images, from what most of them look like."""
+    splits = splits_of(folder)
+    if not splits:
+        raise DatasetFormatError(f"{folder} holds no dataset: expected <split>/*.parquet.", folder=folder)
+    reference = "train" if "train" in splits else splits[0]
+    data = read_split(folder, reference)
+    names = tuple(data.features["label"].names) if isinstance(data.features.get("label"), ClassLabel) else ()
+    if "image" in data.column_names:
+        shapes = pd.Series([_shape(cell) for cell in data.select(range(min(200, len(data))))["image"]]).dropna()
+        if shapes.empty:
+            raise DatasetFormatError(f"None of the first images of {reference!r} can be decoded.", split=reference)
+        height, width, channels = shapes.mode()[0]
+        return Schema(
+            kind="image", label_names=names, image_size=(height, width), channels=channels, splits=tuple(splits)
+        )
+    if "text" in data.column_names:
+        return Schema(kind="text", label_names=names, splits=tuple(splits))
+    numeric = [c for c in data.column_names if c not in RESERVED + FLAGS and _is_number(data.features[c])]
+    return Schema(kind="table", label_names=names, features=tuple(numeric), splits=tuple(splits))
+
+
+def _is_number(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "float", "bool"))
+
+
+def _shape(cell: dict[str, Any]) -> tuple[int, int, int] | None:
+    image = decode(cell)
+    return None if image is None else (image.shape[0], image.shape[1], 1 if image.ndim == 2 else 3)
+
+
+def decode(cell: dict[str, Any] | None) -> NDArray[np.uint8] | None:
+    """Pixels (H, W) or (H, W, 3) of an encoded image cell, None when they can not be decoded whole."""
+    if not cell or not cell.get("bytes"):
+        return None
+    try:
+        with Pillow.open(io.BytesIO(cell["bytes"])) as image:
+            image.load()
+            return np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16", "I") else "RGB"))
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def encode(image: NDArray[np.uint8]) -> dict[str, Any]:
+    """An image cell (PNG bytes) from pixels (H, W) or (H, W, 3)."""
+    stream = io.BytesIO()
+    Pillow.fromarray(image).save(stream, format="PNG", optimize=True)
+    return {"bytes": stream.getvalue(), "path": None}
+
+
+def inputs(data: Dataset, schema: Schema) -> NDArray[np.float32]:
+    """Model inputs of all rows: images float32 (n, C, H, W) in [0, 1], or table features (n, d).
+
+    Raises
+    ------
+    DatasetFormatError
+        If an image can not be decoded or has another size; validation keeps such rows out.
+    """
+    if schema.kind == "table":
+        frame = data.select_columns(list(schema.features)).to_pandas()
+        return np.ascontiguousarray(frame.to_numpy(dtype=np.float32))
+    if schema.kind == "text":
+        raise DatasetFormatError(
+            "Text rows have no numeric inputs of their own. Add embedding columns, then import the table."
+        )
+    height, width = schema.image_size or (0, 0)
+    shape = (height, width) if schema.channels == 1 else (height, width, 3)
+    images = np.empty((len(data), *shape), dtype=np.uint8)
+    for row, cell in enumerate(data["image"]):
+        pixels = decode(cell)
+        if pixels is None or pixels.shape != shape:
+            got = "bytes that can not be decoded" if pixels is None else f"an image shaped {pixels.shape}"
+            raise DatasetFormatError(f"Row {row} (id {data[row]['id']!r}) holds {got}, expected {shape}.", row=row)
+        images[row] = pixels
+    images = images[:, None] if schema.channels == 1 else images.transpose(0, 3, 1, 2)
+    return images.astype(np.float32) / 255
+
+
+def labels(data: Dataset, column: str = "label") -> NDArray[np.int64]:
+    """A label column as int64 (n,), missing values as -1."""
+    values = data.with_format("arrow")[column] if column in data.column_names else [None] * len(data)
+    return np.array([-1 if v is None else int(v) for v in _plain(values)], dtype=np.int64)
+
+
+def ids(data: Dataset) -> list[str | None]:
+    """The id column."""
+    return list(_plain(data.with_format("arrow")["id"]))
+
+
+def _plain(values: Any) -> list[Any]:
+    return values.to_pylist() if hasattr(values, "to_pylist") else list(values)

@@ -1,0 +1,89 @@
+"""Every error clearwell raises on purpose, in one tree.
+
+    ClearwellError
+    ├── ConfigurationError         a setting, a flow parameter or a method name that can not be used
+    ├── DataError                  what is wrong is in the data
+    │   ├── DatasetNotFoundError   no dataset, or no such version of it
+    │   ├── DatasetFormatError     the files can not be read as a dataset
+    │   └── ValidationGateError    more rows failed validation than the run accepts
+    ├── StageError                 a stage failed; names its input and the command that continues
+    ├── StoreError                 a data version, model or cache entry is missing or damaged
+    └── PromotionError             a model version may not get the alias
+        └── LeaseHeldError         another promotion is under way; try again
+
+Methods in ``models`` know nothing of this tree: they raise ``ValueError`` and scikit-learn's ``NotFittedError``.
+A message says what was wrong, what was found, and what to do next; the facts stay on the exception as attributes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ClearwellError(Exception):
+    """Root of the tree. Keyword arguments become attributes.
+
+    Attributes
+    ----------
+    exit_code : int
+        What the command line exits with when this error ends it.
+    transient : bool
+        Whether the same call may succeed when simply repeated; flows retry only these.
+    """
+
+    exit_code = 1
+    transient = False
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.facts = facts
+        for name, value in facts.items():
+            setattr(self, name, value)
+
+
+class ConfigurationError(ClearwellError, ValueError):
+    """A setting, a flow parameter or a method name that can not be used."""
+
+    exit_code = 2
+
+
+class DataError(ClearwellError):
+    """What is wrong is in the data."""
+
+    exit_code = 3
+
+
+class DatasetNotFoundError(DataError, LookupError):
+    """No dataset of that name or path, or no such version of it."""
+
+
+class DatasetFormatError(DataError, ValueError):
+    """The files can not be read as a dataset."""
+
+
+class ValidationGateError(DataError):
+    """More rows failed validation than the run accepts."""
+
+
+class StageError(ClearwellError):
+    """A stage failed; the message names its input and the command that continues."""
+
+    exit_code = 4
+
+
+class StoreError(ClearwellError):
+    """A data version, model or cache entry is missing or damaged."""
+
+    exit_code = 5
+
+
+class PromotionError(ClearwellError):
+    """A model version may not get the alias."""
+
+    exit_code = 6
+
+
+class LeaseHeldError(PromotionError):
+    """Another promotion of the same model is under way."""
+
+    transient = True

@@ -1,0 +1,53 @@
+"""The registered model as MLflow serves it: the exported program behind a pyfunc written as code, without pickle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infra.datasets import Schema
+from infra.model_store import DESCRIPTION, PROGRAM, WEIGHTS
+
+SCORING_CODE = Path(__file__).with_name("scoring_model.py")
+
+
+def save_scoring_model(target: Path, model: Path, schema: Schema, example: Any, answer: Any) -> None:
+    """Write an MLflow model folder to `target`.
+
+    Parameters
+    ----------
+    target : Path
+        Must not exist yet.
+    model : Path
+        Folder of the stored model with its exported program.
+    schema : Schema
+    example, answer : array
+        A batch as the model takes it, and the class probabilities it gives.
+    """
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema as Columns
+    from mlflow.types import TensorSpec
+
+    labels = target.with_name("labels.json")
+    labels.write_text(json.dumps({"label_names": list(schema.label_names)}))
+    signature = ModelSignature(
+        inputs=Columns([TensorSpec(np.dtype(example.dtype), (-1, *example.shape[1:]), "inputs")]),
+        outputs=Columns([TensorSpec(np.dtype(answer.dtype), (-1, *answer.shape[1:]), "probabilities")]),
+    )
+    mlflow.pyfunc.save_model(
+        str(target),
+        python_model=str(SCORING_CODE),
+        artifacts={"program": str(model / PROGRAM), "labels": str(labels)},
+        signature=signature,
+        pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "numpy", "torch")],
+        metadata={"product": "clearwell"},
+    )
+    for name in (WEIGHTS, DESCRIPTION):
+        shutil.copyfile(model / name, target / name)
+    (target / "input_example.json").write_text(json.dumps({"inputs": {"inputs": example.tolist()}}))

@@ -1,0 +1,191 @@
+"""One settings object: ``mlflow.yaml`` in the project, overridden by ``CLEARWELL_*`` environment variables."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from infra.errors import ConfigurationError
+
+SETTINGS_FILE = "mlflow.yaml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Tracking(_Section):
+    """Where MLflow keeps runs. Relative paths count from the project."""
+
+    uri: str = "sqlite:///.clearwell/mlflow.db"
+    artifacts: str = ".clearwell/artifacts"
+    experiment: str = "clearwell"
+
+
+class Registry(_Section):
+    """How models are registered."""
+
+    model: str = Field("{data}-classifier", description="Name of the registered model; {data} is the dataset's name.")
+    requires_approval: bool = False
+    lease_seconds: float = Field(60.0, gt=0, description="How long a promotion may hold the alias before it expires.")
+
+
+class Gate(_Section):
+    """A bound on one metric that a model version must meet to be promoted."""
+
+    metric: str
+    split: str
+    at_least: float | None = None
+    at_most: float | None = None
+    worse_than_champion_by_at_most: float | None = Field(
+        None, ge=0, description="Slack against the present champion, in the metric's own unit."
+    )
+    higher_is_better: bool = True
+
+
+class Settings(BaseSettings):
+    """Everything a deployment can set.
+
+    Attributes
+    ----------
+    root : Path
+        The project: the folder that holds ``mlflow.yaml``.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="CLEARWELL_", env_nested_delimiter="__", frozen=True, extra="forbid")
+
+    root: Path = Path()
+    tracking: Tracking = Tracking()
+    registry: Registry = Registry()
+    gates: tuple[Gate, ...] = ()
+    ledger: str = "sqlite:///.clearwell/ledger.db"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then ``mlflow.yaml``."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, find_root() / SETTINGS_FILE)
+
+    @property
+    def state(self) -> Path:
+        """Folder of everything clearwell keeps: versions, models, cache, databases."""
+        return self.root / ".clearwell"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow tracking address with an absolute path."""
+        return self._absolute(self.tracking.uri)
+
+    @property
+    def artifact_root(self) -> str:
+        """Where MLflow artifacts go, absolute."""
+        target = self.tracking.artifacts
+        return target if "://" in target else (self.root / target).as_uri()
+
+    @property
+    def ledger_url(self) -> str:
+        """SQLAlchemy address of the ledger, absolute."""
+        return self._absolute(self.ledger)
+
+    def _absolute(self, url: str) -> str:
+        prefix = "sqlite:///"
+        if not url.startswith(prefix) or url.startswith(prefix + "/"):
+            return url
+        path = self.root / url.removeprefix(prefix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return f"{prefix}{path}"
+
+
+def find_root() -> Path:
+    """The project folder: ``CLEARWELL_ROOT``, else the nearest folder upwards that holds ``mlflow.yaml``, else here."""
+    if os.environ.get("CLEARWELL_ROOT"):
+        return Path(os.environ["CLEARWELL_ROOT"]).resolve()
+    here = Path.cwd().resolve()
+    return next((folder for folder in (here, *here.parents) if (folder / SETTINGS_FILE).exists()), here)
+
+
+@cache
+def settings() -> Settings:
+    """The settings in force, read once a process.
+
+    Raises
+    ------
+    ConfigurationError
+        If ``mlflow.yaml`` or an environment variable holds an unknown name or an impossible value.
+    """
+    root = find_root()
+    try:
+        loaded = Settings(root=root)
+    except (ValidationError, yaml.YAMLError) as error:
+        raise ConfigurationError(
+            f"{root / SETTINGS_FILE} (or a CLEARWELL_* variable) can not be used:\n{explain_invalid(error, Settings)}"
+        ) from None
+    quiet_telemetry(loaded)
+    return loaded
+
+
+def quiet_telemetry(current: Settings) -> None:
+    """Point every product at the project and turn its telemetry off. Called before any of them is imported."""
+    prefect_home = current.state / "prefect"
+    defaults = {
+        "DO_NOT_TRACK": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "GX_ANALYTICS_ENABLED": "false",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_CACHE": str(current.state / "arrow"),
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_MODEL_CATALOG_URI": "",
+        "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
+        "MLFLOW_TRACKING_URI": current.tracking_uri,
+        "PREFECT_HOME": str(prefect_home),
+        "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+        "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def explain_invalid(error: Exception, model: type[BaseModel]) -> str:
+    """A pydantic error as one line a problem, with the nearest known name for an unknown one."""
+    if not isinstance(error, ValidationError):
+        return f"  {error}"
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            known = _fields_at(model, problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known))}."
+            lines.append(f"  {where}: there is no such name. {hint}")
+        else:
+            lines.append(f"  {where}: {problem['msg']}, got {problem['input']!r}.")
+    return "\n".join(lines)
+
+
+def _fields_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part)) if isinstance(part, str) else None
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)

@@ -1,0 +1,215 @@
+"""Dataset versions: every one is a folder of Parquet shards that DVC knows by its directory hash.
+
+    .clearwell/versions/<name>/<content digest>/          the shards, linked to DVC's cache
+    .clearwell/versions/<name>/<content digest>.dvc       the version; written last, so its presence means "whole"
+
+The versions live in a DVC repository of their own, which shares the project's cache. The project's ``data.dvc``
+and its working copy are only ever read.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from infra.errors import DatasetNotFoundError, StoreError
+from infra.files import clear_drafts, draft_folder, folder_digest, publish, write_text
+from infra.references import DatasetRef
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+_LOCK = threading.Lock()
+_LOCK_PATIENCE = 60.0  # DVC itself gives up on its repository lock after 3 seconds
+
+
+class DataVersions:
+    """The versions kept below one project.
+
+    Parameters
+    ----------
+    root : Path
+        The project.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / ".clearwell" / "versions"
+
+    @cached_property
+    def repo(self) -> Repo:
+        """The DVC repository of the versions, made on first use."""
+        from dvc.repo import Repo
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / ".dvc" / "config").exists():
+            shutil.rmtree(self.folder / ".dvc", ignore_errors=True)
+            cache = self.root / ".dvc" / "cache"
+            lines = ["[core]", "    no_scm = true", "    analytics = false", "    check_update = false"]
+            lines += ["[cache]", "    type = reflink,hardlink,copy"]
+            if (self.root / ".dvc" / "config").exists():
+                lines.append("    dir = ../../../.dvc/cache")
+                cache.mkdir(exist_ok=True)
+            (self.folder / ".dvc" / "tmp").mkdir(parents=True)
+            write_text(self.folder / ".dvc" / "config", "\n".join(lines) + "\n")
+        return Repo(str(self.folder))
+
+    def add(self, name: str, write: Callable[[Path], int], source: str = "") -> DatasetRef:
+        """Make a version of the dataset `name` from what `write` puts into the folder it is given.
+
+        Parameters
+        ----------
+        name : str
+        write : callable
+            Writes the shards into a draft folder and returns the number of rows. If it raises, nothing remains.
+        source : str
+            What the version was made from; kept in the ``.dvc`` file.
+        """
+        with draft_folder(self.folder) as draft:
+            rows = write(draft)
+            digest = folder_digest(draft)
+            final = self.folder / name / digest[:20]
+            if not self._complete(final):
+                if final.exists():  # left by a process that died before DVC had it
+                    shutil.rmtree(final)
+                publish(draft, final)
+                self._add_to_dvc(final)
+                self._annotate(final, name, rows, digest, source)
+        return self._ref(final)
+
+    def resolve(self, name: str, version: str) -> DatasetRef:
+        """The reference of a version by its (abbreviated) DVC hash or content digest.
+
+        Raises
+        ------
+        DatasetNotFoundError
+            If there is none, or the abbreviation fits several.
+        """
+        found = [ref for ref in self.list(name) if version in ("", ref.version) or _abbreviates(version, ref)]
+        if len({ref.version for ref in found}) != 1:
+            known = ", ".join(str(ref) for ref in self.list(name)[:5]) or "none yet"
+            what = "no version" if not found else f"{len(found)} versions"
+            raise DatasetNotFoundError(
+                f"There is {what} {version!r} of the dataset {name!r}. Known: {known}. "
+                "List them with `clearwell data list`.",
+                name=name,
+                version=version,
+            )
+        return found[0]
+
+    def list(self, name: str = "*") -> list[DatasetRef]:
+        """All versions, newest first."""
+        pins = sorted(self.folder.glob(f"{name}/*.dvc"), key=lambda pin: pin.stat().st_mtime, reverse=True)
+        folders = (pin.with_suffix("") for pin in pins)
+        return [self._ref(folder) for folder in folders if self._complete(folder)]
+
+    def path(self, ref: DatasetRef) -> Path:
+        """Folder of the version's shards, brought back from DVC's cache if it is not there.
+
+        Raises
+        ------
+        StoreError
+            If the bytes are nowhere to be found.
+        """
+        folder = self.root / ref.uri
+        if not folder.exists():
+            self.restore(ref, folder)
+        return folder
+
+    def pin(self, ref: DatasetRef) -> Path:
+        """The version's ``.dvc`` file."""
+        return self._pin(self.root / ref.uri)
+
+    def intact(self, ref: DatasetRef) -> bool:
+        """Whether the version is there and its bytes are those it was made of."""
+        folder = self.root / ref.uri
+        if not self._complete(folder) or self._read_pin(folder)["outs"][0]["md5"] != ref.version:
+            return False
+        try:
+            return folder_digest(self.path(ref)) == self._read_pin(folder)["meta"]["sha256"]
+        except StoreError:
+            return False
+
+    def restore(self, ref: DatasetRef, target: Path) -> Path:
+        """Write the shards of a version to `target`, from DVC's cache.
+
+        Raises
+        ------
+        StoreError
+            If `target` exists and is not empty, or the cache does not hold the version.
+        """
+        if target.exists() and any(target.iterdir()):
+            raise StoreError(f"{target} is not empty. Name a folder that does not exist yet.", target=target)
+        odb = self.repo.cache.local
+        try:
+            listing = odb.fs.fs.cat_file(odb.oid_to_path(ref.version))
+        except FileNotFoundError:
+            raise StoreError(
+                f"DVC's cache does not hold {ref}. Run `clearwell data pull`, or run the stage that made it again "
+                "with `--refresh`.",
+                ref=ref,
+            ) from None
+        with draft_folder(self.folder) as draft:
+            for entry in yaml.safe_load(listing):
+                source = Path(odb.oid_to_path(entry["md5"]))
+                destination = draft / entry["relpath"]
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                if not source.exists():
+                    raise StoreError(f"DVC's cache lost the file {entry['relpath']} of {ref}.", ref=ref)
+                shutil.copyfile(source, destination)
+            if target.exists():
+                target.rmdir()
+            return publish(draft, target)
+
+    def clear_drafts(self) -> int:
+        """Remove what killed processes left half-written."""
+        return clear_drafts(self.folder)
+
+    def _ref(self, folder: Path) -> DatasetRef:
+        pin = self._read_pin(folder)
+        meta = pin["meta"]
+        uri = folder.relative_to(self.root).as_posix()
+        return DatasetRef(name=meta["name"], uri=uri, version=pin["outs"][0]["md5"], rows=meta["rows"])
+
+    def _annotate(self, folder: Path, name: str, rows: int, digest: str, source: str) -> None:
+        """Add what DVC does not know to the ``.dvc`` file, then put it in its place in one step."""
+        made = folder.with_name(f"{folder.name}.dvc")
+        pin = yaml.safe_load(made.read_text())
+        pin["meta"] = {"name": name, "rows": rows, "sha256": digest, "source": source}
+        write_text(made, yaml.safe_dump(pin, sort_keys=False))
+
+    def _read_pin(self, folder: Path) -> dict[str, Any]:
+        return yaml.safe_load(self._pin(folder).read_text())
+
+    @staticmethod
+    def _pin(folder: Path) -> Path:
+        return folder.with_name(f"{folder.name}.dvc")
+
+    def _complete(self, folder: Path) -> bool:
+        return self._pin(folder).exists() and "meta" in self._read_pin(folder)
+
+    def _add_to_dvc(self, folder: Path) -> None:
+        """One DVC command at a time: threads queue here, other processes are waited for."""
+        from dvc.lock import LockError
+
+        with _LOCK:
+            deadline = time.monotonic() + _LOCK_PATIENCE
+            while True:
+                try:
+                    self.repo.add(str(folder))
+                    return
+                except LockError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.2)
+
+
+def _abbreviates(version: str, ref: DatasetRef) -> bool:
+    return len(version) >= 4 and (ref.version.startswith(version) or Path(ref.uri).name.startswith(version))

@@ -1,0 +1,88 @@
+"""Pictures a stage leaves: contact sheets, curves, maps, matrices. Matplotlib without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from numpy.typing import ArrayLike
+
+matplotlib.use("Agg")
+
+from matplotlib.figure import Figure
+
+PALETTE = ("#2f6f8f", "#d1495b", "#66a182", "#edae49", "#7d5ba6", "#8d6a4f", "#4c6fb1", "#b56576", "#5f7d3a", "#999999")
+
+
+def sample_sheet(images: ArrayLike, titles: Sequence[str], columns: int = 8) -> Figure:
+    """A contact sheet of images (n, C, H, W) in [0, 1] with a line of text each."""
+    pixels = np.asarray(images)
+    rows = max(1, -(-len(pixels) // columns))
+    figure = Figure(figsize=(columns * 1.05, rows * 1.25))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for place, axis in enumerate(axes.flat):
+        axis.set_axis_off()
+        if place < len(pixels):
+            image = pixels[place].transpose(1, 2, 0)
+            axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+            axis.set_title(titles[place], fontsize=8, pad=2)
+    if not len(pixels):
+        figure.text(0.5, 0.5, "none found", ha="center", va="center", fontsize=11, color="#666666")
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def curves(history: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Figure:
+    """One panel a key, over epochs, one line a training."""
+    present = [key for key in keys if any(key in row for row in history)]
+    figure = Figure(figsize=(3.2 * max(1, len(present)), 2.5))
+    axes = figure.subplots(1, max(1, len(present)), squeeze=False)[0]
+    for axis, key in zip(axes, present, strict=False):
+        for number, training in enumerate(dict.fromkeys(str(row.get("training", "")) for row in history)):
+            points = [(row["epoch"] + 1, row[key]) for row in history if row.get("training") == training and key in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", ms=3, color=PALETTE[number % 10], label=training)
+        axis.set_title(key.replace("_", " "), fontsize=9)
+        axis.set_xlabel("epoch", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.legend(fontsize=6, frameon=False)
+    figure.tight_layout(pad=0.6)
+    return figure
+
+
+def embedding_map(points: ArrayLike, labels: ArrayLike, names: Sequence[str]) -> Figure:
+    """Two-dimensional points (n, 2) coloured by label; -1 in grey."""
+    xy, which = np.asarray(points), np.asarray(labels)
+    figure = Figure(figsize=(5.2, 4.4))
+    axis = figure.subplots()
+    for code in np.unique(which):
+        chosen = which == code
+        colour = "#bbbbbb" if code < 0 else PALETTE[int(code) % 10]
+        axis.scatter(*xy[chosen].T, s=5, alpha=0.7, color=colour, label="unknown" if code < 0 else names[int(code)])
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.legend(fontsize=7, frameon=False, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def confusion(table: ArrayLike, rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:
+    """A confusion matrix with counts, true classes downwards."""
+    counts = np.asarray(table)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(0.45 * len(columns) + 1.6, 0.42 * len(rows) + 1.2))
+    axis = figure.subplots()
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axis.set_xticks(range(len(columns)), columns, fontsize=8)
+    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+    axis.set_xlabel("predicted", fontsize=8)
+    axis.set_ylabel("true", fontsize=8)
+    axis.set_title(title, fontsize=9)
+    for i, j in np.ndindex(*counts.shape):
+        if counts[i, j]:
+            colour = "white" if share[i, j] > 0.55 else "#333333"
+            axis.text(j, i, int(counts[i, j]), ha="center", va="center", fontsize=6, color=colour)
+    figure.tight_layout(pad=0.4)
+    return figure

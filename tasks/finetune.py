@@ -1,0 +1,145 @@
+"""Stage finetune: a small supervised training on the cleaned labels; and the naive model, on the labels as given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from pydantic import Field
+
+from infra import datasets as ds
+from infra.errors import DatasetFormatError
+from infra.references import DatasetRef, ModelRef, StageResult
+from tasks.figures import curves
+from tasks.networks import NetworkConfig, make_classifier, make_encoder
+from tasks.stage import Desk, RunContext, StageConfig, run_stage
+from tasks.training_rows import trusted_labels
+
+
+class FinetuneConfig(StageConfig):
+    """How the classifier is trained."""
+
+    method: str = Field("none", description="Supervised cross-entropy; there is nothing to choose.")
+    epochs: int = Field(8, ge=1, description="Passes over the labelled rows.")
+    lr: float = Field(0.05, gt=0, description="Initial learning rate (SGD, cosine schedule).")
+    batch_size: int = Field(128, ge=2, description="Rows a step.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of the target spread over all classes.")
+    augment: bool = Field(True, description="Random shifts of images while training.")
+    minimum_confidence: float = Field(0.5, ge=0, le=1, description="Trust in a corrected label needed to train on it.")
+
+
+class NaiveConfig(StageConfig):
+    """The baseline: same network, labels as given, no other stage."""
+
+    method: str = Field("none", description="Supervised cross-entropy; there is nothing to choose.")
+    epochs: int = Field(12, ge=1, description="Passes over the labelled rows.")
+    lr: float = Field(0.05, gt=0, description="Initial learning rate (SGD, cosine schedule).")
+    batch_size: int = Field(128, ge=2, description="Rows a step.")
+
+
+@task(name="finetune", cache_policy=NO_CACHE)
+def finetune(
+    data: DatasetRef,
+    encoder: ModelRef | None,
+    network: NetworkConfig,
+    config: FinetuneConfig,
+    run: RunContext,
+    without: DatasetRef | None = None,
+    stage: str = "finetune",
+) -> StageResult:
+    """Train embedding and head on the encoder, with cleaned labels.
+
+    Parameters
+    ----------
+    without : DatasetRef, optional
+        Ids to leave out: what a model retrained for an erasure request would not have seen.
+    stage : str
+        Name of the result; the retrained reference has its own.
+    """
+
+    def work(desk: Desk) -> None:
+        from models.augment import PadCrop
+        from models.supervised import train_classifier
+
+        folder = desk.project.versions.path(data)
+        schema = ds.infer_schema(folder)
+        train = ds.read_split(folder, "train")
+        y = trusted_labels(train, config.minimum_confidence)
+        keep = y >= 0
+        if without is not None:
+            forgotten = set(ds.ids(ds.read_split(desk.project.versions.path(without), "ids")))
+            keep &= np.array([identity not in forgotten for identity in ds.ids(train)])
+        rows = np.flatnonzero(keep)
+        _require_labels(y[rows], schema)
+        X = torch.from_numpy(ds.inputs(train.select(rows), schema))
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            base: Any = make_encoder(schema, network) if encoder is None else desk.load_network(encoder)
+            classifier: Any = make_classifier(base, schema.n_classes, network)
+        history = train_classifier(
+            classifier,
+            X,
+            y[rows],
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            label_smoothing=config.label_smoothing,
+            augment=PadCrop(2) if config.augment and schema.kind == "image" else None,
+            label="fine-tune",
+            seed=config.seed,
+        )
+        desk.model = desk.save_network(classifier)
+        desk.metrics |= {"rows": len(rows), "train_accuracy": history[-1]["train_accuracy"]}
+        desk.figure("curves", curves(desk.history, ("loss", "train_accuracy")), "Fine-tuning on cleaned labels")
+
+    inputs = {"data": data, "encoder": encoder, "without": without}
+    return run_stage(stage, config, inputs, work, run, settings=network.model_dump(mode="json"))
+
+
+@task(name="naive", cache_policy=NO_CACHE)
+def train_naive(data: DatasetRef, network: NetworkConfig, config: NaiveConfig, run: RunContext) -> StageResult:
+    """Train the same network on the raw rows and labels; only rows that no network could take are left out."""
+
+    def work(desk: Desk) -> None:
+        from models.supervised import train_classifier
+
+        folder = desk.project.versions.path(data)
+        schema = ds.infer_schema(folder)
+        train = ds.read_split(folder, "train")
+        y = ds.labels(train)
+        rows = np.array(
+            [r for r in np.flatnonzero((y >= 0) & (y < schema.n_classes)) if _usable(train[int(r)], schema)]
+        )
+        _require_labels(y[rows], schema)
+        X = torch.from_numpy(ds.inputs(train.select(rows), schema))
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            classifier: Any = make_classifier(make_encoder(schema, network), schema.n_classes, network)
+        history = train_classifier(
+            classifier, X, y[rows], epochs=config.epochs, batch_size=config.batch_size, lr=config.lr, label="naive",
+            seed=config.seed,
+        )  # fmt: skip
+        desk.model = desk.save_network(classifier)
+        desk.metrics |= {"rows": len(rows), "train_accuracy": history[-1]["train_accuracy"]}
+
+    return run_stage("naive", config, {"data": data}, work, run, settings=network.model_dump(mode="json"))
+
+
+def _usable(row: dict[str, Any], schema: ds.Schema) -> bool:
+    if schema.kind != "image":
+        return all(row[column] is not None and np.isfinite(row[column]) for column in schema.features)
+    pixels = ds.decode(row["image"])
+    shape = schema.image_size if schema.channels == 1 else (*(schema.image_size or ()), 3)
+    return pixels is not None and pixels.shape == shape
+
+
+def _require_labels(y: Any, schema: ds.Schema) -> None:
+    seen = np.unique(y)
+    if len(seen) < 2:
+        raise DatasetFormatError(
+            f"Training needs labelled rows of at least two classes, got {len(y)} rows of {len(seen)} "
+            f"(named: {', '.join(schema.label_names) or 'none'}). Label some rows of the split 'train'."
+        )

@@ -1,0 +1,75 @@
+"""Bring data into the project's versions: a dataset of the working copy, a version made before, or a user's path."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from infra import datasets as ds
+from infra.project import Project
+from infra.references import DatasetRef, Reference
+from infra.working_copy import find
+
+
+class Ingested(Reference):
+    """The versions a run works on.
+
+    Attributes
+    ----------
+    data : DatasetRef
+    erasure : DatasetRef or None
+        Ids to forget.
+    truth : DatasetRef or None
+        What only evaluation may read.
+    """
+
+    data: DatasetRef
+    erasure: DatasetRef | None = None
+    truth: DatasetRef | None = None
+
+
+@task(name="ingest", cache_policy=NO_CACHE)
+def ingest(data: str) -> Ingested:
+    """Make versions of the data a run was asked to work on.
+
+    Parameters
+    ----------
+    data : str
+        Name of a dataset of the working copy ("scans"), ``NAME@VERSION`` of a version made before,
+        or a path to Parquet, CSV or a folder of class-named image folders.
+    """
+    project = Project()
+    if Path(data).exists() and not (project.root / "data" / data).exists():
+        from infra.importing import import_path
+
+        return Ingested(data=import_path(project.versions, Path(data)))
+    name, _, version = data.partition("@")
+    if version:
+        return Ingested(data=project.versions.resolve(name, version))
+    sources = find(project.root, name)
+    return Ingested(
+        data=project.versions.add(name, lambda folder: _copy(sources.data, folder), source="data.dvc"),
+        truth=_single(project, f"{name}-truth", "truth", sources.truth),
+        erasure=_single(project, f"{name}-erasure", "ids", sources.erasure),
+    )
+
+
+def _copy(source: Path, target: Path) -> int:
+    return ds.copy_splits(source, target, ds.splits_of(source))
+
+
+def _single(project: Project, name: str, split: str, file: Path | None) -> DatasetRef | None:
+    if file is None:
+        return None
+
+    def write(folder: Any) -> int:
+        (folder / split).mkdir()
+        shutil.copyfile(file, folder / split / "part-00000.parquet")
+        return int(pq.read_metadata(file).num_rows)
+
+    return project.versions.add(name, write, source="data.dvc")
