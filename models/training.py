@@ -112,6 +112,7 @@ class Trainer:
         self.hooks, self.label = [*hooks, *_ambient.get()], label
         self.generator = torch.Generator().manual_seed(seed)
         self.history: list[Row] = []
+        self.initial_rates: list[float] = []
         self.stop = False
         self.epoch = self.step = 0
 
@@ -154,16 +155,21 @@ class Trainer:
 
     def fit(self, *tensors: Tensor) -> Trainer:
         """Run the loop over rows of `tensors` (equally long) and return self."""
-        self.tensors = tensors
-        self.configure()
-        self.initial_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.total_steps = self.epochs * sum(1 for _ in self.iterate(0, counting=True))
-        self.notify("on_fit_begin")
+        self.prepare(*tensors)
         while self.epoch < self.epochs and not self.stop:
             self.run_epoch()
         self.notify("on_fit_end")
         self.plain_network.eval()
         return self
+
+    def prepare(self, *tensors: Tensor) -> None:
+        """What precedes the first epoch; with :meth:`run_epoch` it lets a caller go epoch by epoch."""
+        self.tensors = tensors
+        self.configure()
+        if not self.initial_rates:  # a resumed optimiser carries the rates of its last step
+            self.initial_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.total_steps = self.epochs * sum(1 for _ in self.iterate(0, counting=True))
+        self.notify("on_fit_begin")
 
     def run_epoch(self) -> None:
         """One pass over the data and its history row."""
@@ -223,6 +229,7 @@ class Trainer:
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "generator": self.generator.get_state(),
             "global_generator": torch.get_rng_state(),
+            "initial_rates": list(self.initial_rates),
             "history": list(self.history),
             "epoch": self.epoch,
             "step": self.step,
@@ -241,7 +248,7 @@ class Trainer:
         self.make_optimizer = restored
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["global_generator"])
-        self.history = list(state["history"])
+        self.initial_rates, self.history = list(state["initial_rates"]), list(state["history"])
         self.epoch, self.step = state["epoch"], state["step"]
 
 

@@ -1,0 +1,200 @@
+"""Optimal transport: log-domain Sinkhorn in torch (batched, differentiable), and the exact problem on POT.
+
+Entropic transport solves ``min_P <P, C> + epsilon sum P (log P - 1)`` with ``P 1 = a`` and ``P^T 1 = b``
+(Cuturi, 2013, eq. 2). Its plan is ``P_ij = exp((f_i + g_j - C_ij) / epsilon)``; :func:`sinkhorn` alternates the two
+updates of the potentials f and g (Peyre & Cuturi, 2019, section 4.4), which is stable for any epsilon.
+
+References
+----------
+M. Cuturi, "Sinkhorn Distances: Lightspeed Computation of Optimal Transport", NeurIPS 2013.
+G. Peyre and M. Cuturi, "Computational Optimal Transport", 2019, sections 4.2-4.4 and 10.2.
+L. Chizat, G. Peyre, B. Schmitzer and F.-X. Vialard, "Scaling Algorithms for Unbalanced Optimal Transport Problems",
+Mathematics of Computation 87, 2018.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Transport(NamedTuple):
+    """What :func:`sinkhorn` found.
+
+    Attributes
+    ----------
+    plan : Tensor, (..., n, m)
+        The mass moved from each row to each column.
+    f, g : Tensor, (..., n) and (..., m)
+        Potentials, in units of the cost.
+    iterations : int
+        Rounds run; as many as were allowed if the tolerance was not reached.
+    error : float
+        Largest L1 change of the row sums against `a` over the batch (for relaxed marginals: largest change
+        of a potential in the last round).
+    """
+
+    plan: Tensor
+    f: Tensor
+    g: Tensor
+    iterations: int
+    error: float
+
+
+def sinkhorn(
+    cost: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    epsilon: float = 0.05,
+    iterations: int = 1000,
+    tolerance: float = 1e-6,
+    relaxation: float | tuple[float, float] = math.inf,
+) -> Transport:
+    """Entropic optimal transport, one problem or a batch of them.
+
+    Parameters
+    ----------
+    cost : Tensor, (..., n, m)
+        Finite costs. Gradients flow through all rounds.
+    a, b : Tensor, (..., n) and (..., m), optional
+        Non-negative marginals of equal total mass (each problem its own); uniform of mass one by default.
+    epsilon : float
+        Strength of the entropy, in units of the cost.
+    iterations : int
+        The most rounds (updates of both potentials).
+    tolerance : float
+        Stop when the row sums differ from `a` by less than this in L1 for every problem; 0 runs all rounds.
+        Not reaching it is no error: look at ``error``. A fixed few rounds, as SwAV runs, is ``tolerance=0``.
+    relaxation : float or pair of float
+        Weight of the Kullback-Leibler penalty that replaces the exact marginal of the rows and of the columns
+        (unbalanced transport, Chizat et al., 2018); ``math.inf`` keeps the marginal exact. With both finite
+        the masses of `a` and `b` may differ.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, costs that are not finite, negative, empty or unequal masses, or a
+        non-positive `epsilon` or `relaxation`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> plan = sinkhorn(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), epsilon=0.05).plan
+    >>> plan.round(decimals=3).tolist()
+    [[0.5, 0.0], [0.0, 0.5]]
+    """
+    row_weight, column_weight = relaxation if isinstance(relaxation, tuple) else (relaxation, relaxation)
+    if min(row_weight, column_weight, epsilon) <= 0:
+        raise ValueError(f"epsilon and relaxation must be positive, got {epsilon} and {relaxation}.")
+    a, b = _marginals(cost, a, b, balanced=math.isinf(row_weight) or math.isinf(column_weight))
+    log_a, log_b = a.log(), b.log()
+    row_power = 1.0 if math.isinf(row_weight) else row_weight / (row_weight + epsilon)
+    column_power = 1.0 if math.isinf(column_weight) else column_weight / (column_weight + epsilon)
+    exact_rows = math.isinf(row_weight)
+
+    scores = -cost / epsilon
+    f, g = torch.zeros_like(log_a), torch.zeros_like(log_b)
+    error, rounds = math.inf, 0
+    while rounds < iterations and (tolerance == 0 or error >= tolerance):
+        before = f
+        f = row_power * (log_a - _log_sum(scores + g.unsqueeze(-2), -1))
+        g = column_power * (log_b - _log_sum(scores + f.unsqueeze(-1), -2))
+        rounds += 1
+        if tolerance > 0:
+            with torch.no_grad():
+                error = _row_error(scores, f, g, a) if exact_rows else _largest_change(f, before) * epsilon
+    plan = torch.exp(scores + f.unsqueeze(-1) + g.unsqueeze(-2))
+    if tolerance == 0 and exact_rows:
+        error = float((plan.detach().sum(-1) - a).abs().sum(-1).max())
+    return Transport(plan, f * epsilon, g * epsilon, rounds, error)
+
+
+def _marginals(cost: Tensor, a: Tensor | None, b: Tensor | None, balanced: bool) -> tuple[Tensor, Tensor]:
+    if cost.ndim < 2 or 0 in cost.shape or not cost.is_floating_point():
+        raise ValueError(f"cost must be floats shaped (..., n, m), got {cost.dtype} shaped {tuple(cost.shape)}.")
+    if not torch.isfinite(cost).all():
+        raise ValueError("cost contains NaN or infinite entries. Use a large finite cost to forbid a pair.")
+    filled = []
+    for name, given, shape in (("a", a, cost.shape[:-1]), ("b", b, (*cost.shape[:-2], cost.shape[-1]))):
+        mass = torch.full(shape, 1 / shape[-1], dtype=cost.dtype, device=cost.device) if given is None else given
+        if mass.shape[-1:] != shape[-1:] or mass.ndim > len(shape):
+            raise ValueError(f"{name} must be shaped {tuple(shape)} to match cost, got {tuple(mass.shape)}.")
+        mass = mass.to(cost).expand(shape)
+        if not torch.isfinite(mass).all() or (mass < 0).any() or (mass.sum(-1) <= 0).any():
+            raise ValueError(f"{name} must hold finite masses of at least 0 and not all 0.")
+        filled.append(mass)
+    total_a, total_b = (mass.sum(-1) for mass in filled)
+    if balanced and not torch.allclose(total_a, total_b, rtol=1e-4):
+        raise ValueError(
+            f"a and b must have equal total mass, got {total_a.flatten()[0]:.6g} and {total_b.flatten()[0]:.6g}. "
+            "Normalise them, or relax both marginals."
+        )
+    return filled[0], filled[1]
+
+
+def _log_sum(values: Tensor, dim: int) -> Tensor:
+    """Logarithm of the sum of exponentials; a row or column without mass gets a finite value, not -inf."""
+    return torch.logsumexp(values, dim).clamp_min(torch.finfo(values.dtype).min / 4)
+
+
+def _row_error(scores: Tensor, f: Tensor, g: Tensor, a: Tensor) -> float:
+    rows = torch.exp(_log_sum(scores + g.unsqueeze(-2), -1) + f)
+    return float((rows - a).abs().sum(-1).max())
+
+
+def _largest_change(new: Tensor, old: Tensor) -> float:
+    finite = torch.isfinite(new) & torch.isfinite(old)
+    return float((new - old)[finite].abs().max()) if finite.any() else 0.0
+
+
+def transport_cost(cost: Tensor, transport: Transport) -> Tensor:
+    """<P, C> of each problem, (...)."""
+    return (cost * transport.plan).sum(dim=(-2, -1))
+
+
+def earth_mover(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Exact optimal transport of one problem by the network simplex of POT.
+
+    Parameters
+    ----------
+    cost : Tensor, (n, m)
+    a, b : Tensor, (n,) and (m,), optional
+        Marginals of equal mass; uniform by default.
+
+    Returns
+    -------
+    plan : Tensor, (n, m)
+    value : Tensor, ()
+        Its cost, in the dtype of `cost`; no gradient.
+
+    Raises
+    ------
+    ValueError
+        As :func:`sinkhorn`, or for a batch of problems.
+    RuntimeError
+        If the simplex does not finish.
+
+    Examples
+    --------
+    >>> import torch
+    >>> plan, value = earth_mover(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    >>> float(value)
+    0.0
+    """
+    import ot
+
+    if cost.ndim != 2:
+        raise ValueError(f"earth_mover solves one problem shaped (n, m), got {tuple(cost.shape)}.")
+    mass_a, mass_b = _marginals(cost.detach(), a, b, balanced=True)
+    rows, columns = (mass.detach().cpu().double().numpy().copy() for mass in (mass_a, mass_b))
+    columns *= rows.sum() / columns.sum()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # reported below, as an error
+        plan, log = ot.emd(rows, columns, cost.detach().cpu().double().numpy().copy(), numItermax=10_000_000, log=True)
+    if log["warning"] is not None:
+        raise RuntimeError(f"The exact transport was not solved: {log['warning']}")
+    return torch.from_numpy(plan).to(cost), torch.tensor(log["cost"]).to(cost)
