@@ -20,7 +20,8 @@ def network(name: str) -> Callable[[N], N]:
     """Class decorator: make a network rebuildable under `name`.
 
     The class's ``__init__`` arguments are recorded in ``architecture``; they must be JSON values
-    or networks that carry an ``architecture`` themselves.
+    or networks that carry an ``architecture`` themselves. Around a network that carries none the new one
+    works as well, but carries none either.
     """
 
     def enter(cls: N) -> N:
@@ -30,7 +31,8 @@ def network(name: str) -> Callable[[N], N]:
             names = original.__code__.co_varnames[1 : 1 + len(args)]
             given = dict(zip(names, args, strict=True)) | kwargs
             original(self, *args, **kwargs)
-            if type(self) is cls:
+            nested = [value for value in given.values() if isinstance(value, nn.Module)]
+            if type(self) is cls and all(hasattr(module, "architecture") for module in nested):
                 parameters = {key: _described(value) for key, value in given.items()}
                 self.architecture = {"name": name, **parameters}  # type: ignore[assignment]
 
@@ -63,4 +65,4 @@ def build(architecture: dict[str, Any]) -> nn.Module:
     return _BUILDERS[name](**parameters)
 
 
-from models.networks import convnet, heads, mlp, resnet  # noqa: E402, F401  (they enter themselves)
+from models.networks import autoencoder, convnet, heads, mlp, nin, resnet, unet, vae  # noqa: E402, F401  (they enter themselves)
