@@ -15,10 +15,17 @@ from infra import datasets as ds
 from infra.errors import ValidationGateError
 from infra.files import draft_folder, publish
 from infra.references import DatasetRef, StageResult
+from tasks.figures import sample_sheet
 from tasks.stage import Desk, RunContext, StageConfig, run_stage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from datasets import Dataset
+
+    from infra.expectations import Report
+
+LATEST = "latest"
 
 
 class ValidateConfig(StageConfig):
@@ -45,9 +52,18 @@ def validate(data: DatasetRef, config: ValidateConfig, run: RunContext) -> Stage
         folder = desk.project.versions.path(data)
         schema = ds.infer_schema(folder)
         splits = {split: ds.read_split(folder, split) for split in schema.splits}
-        reasons = _check_rows(desk, splits, schema, config)
-        _find_duplicates(desk, splits, schema, config, reasons)
+        reports = check_rows(splits, schema, config, desk.project.settings.state / "data_docs")
+        reasons: Reasons = {split: dict(report.failing) for split, report in reports.items()}
+        for split, report in reports.items():
+            desk.metrics |= {f"{split}.failing": len(report.failing), f"{split}.expectations": report.expectations}
+        desk.evidence["data_docs"] = f".clearwell/data_docs/{LATEST}/index.html"
+        desk.evidence["table_failures"] = {s: r.table_failures for s, r in reports.items() if r.table_failures}
+        _gate(splits, reports, config)
+        counts, pairs, edges = find_duplicates(splits, schema, config, reasons)
+        desk.metrics |= counts
+        desk.evidence |= {"near_duplicates": pairs, "containment": edges}
         _score_separability(desk, splits, schema, reasons, config.seed)
+        _show(desk, splits, schema, pairs)
         _write(desk, data, splits, reasons)
 
     return run_stage("validate", config, {"data": data}, work, run)
@@ -56,29 +72,21 @@ def validate(data: DatasetRef, config: ValidateConfig, run: RunContext) -> Stage
 Reasons = dict[str, dict[int, list[str]]]
 
 
-def _check_rows(desk: Desk, splits: dict[str, Dataset], schema: ds.Schema, config: ValidateConfig) -> Reasons:
+def check_rows(splits: dict[str, Dataset], schema: ds.Schema, config: ValidateConfig, home: Path) -> dict[str, Report]:
+    """Hold every split against its expectation suite; the Data Docs appear in ``home/latest``."""
     from infra.expectations import Bounds, Validator, row_facts
 
     bounds = Bounds(tuple(config.mean_range), config.minimum_contrast, config.max_class_imbalance)
-    home = desk.project.settings.state / "data_docs"
-    reasons: Reasons = {}
-    table_failures: dict[str, list[str]] = {}
+    reports = {}
     with draft_folder(home) as docs:
         validator = Validator(docs)
         for split, data in splits.items():
             facts = row_facts(ds.ids(data), ds.labels(data), list(data["domain"]), _facts(data, schema))
-            report = validator.validate(split, facts, schema, bounds)
-            reasons[split] = report.failing
-            table_failures[split] = report.table_failures
-            desk.metrics[f"{split}.failing"] = len(report.failing)
-            desk.metrics[f"{split}.expectations"] = report.expectations
-        latest = home / "latest"
+            reports[split] = validator.validate(split, facts, schema, bounds)
+        latest = home / LATEST
         shutil.rmtree(latest, ignore_errors=True)
         publish(docs, latest)
-    desk.evidence["data_docs"] = latest.relative_to(desk.project.root).as_posix() + "/index.html"
-    desk.evidence["table_failures"] = {split: found for split, found in table_failures.items() if found}
-    _gate(splits, reasons, table_failures, config)
-    return reasons
+    return reports
 
 
 def _facts(data: Dataset, schema: ds.Schema) -> dict[str, Any]:
@@ -96,73 +104,77 @@ def _facts(data: Dataset, schema: ds.Schema) -> dict[str, Any]:
     return {column: pd.Series(list(data[column])) for column in schema.features}
 
 
-def _gate(
-    splits: dict[str, Dataset], reasons: Reasons, table_failures: dict[str, list[str]], config: ValidateConfig
-) -> None:
+def _gate(splits: dict[str, Dataset], reports: dict[str, Report], config: ValidateConfig) -> None:
     for split, data in splits.items():
-        share = len(reasons[split]) / max(len(data), 1)
+        failing = reports[split].failing
+        share = len(failing) / max(len(data), 1)
         if share > config.max_failing_share:
-            counts = pd.Series([reason for found in reasons[split].values() for reason in found]).value_counts()
-            first = sorted(reasons[split])[:5]
+            counts = pd.Series([reason for found in failing.values() for reason in found]).value_counts()
             raise ValidationGateError(
-                f"{len(reasons[split])} of {len(data)} rows of {split!r} fail validation ({share:.1%}, accepted: "
+                f"{len(failing)} of {len(data)} rows of {split!r} fail validation ({share:.1%}, accepted: "
                 f"{config.max_failing_share:.1%}). Reasons: "
                 + ", ".join(f"{reason} ({count})" for reason, count in counts.items())
-                + f". First rows: {first}. Look at them with `clearwell data check`, mend the data, or raise "
-                "`--set validate.max_failing_share=…`.",
+                + f". First rows: {sorted(failing)[:5]}. Look at them with `clearwell data check`, mend the data, or "
+                "raise `--set validate.max_failing_share=…`.",
                 split=split,
                 share=share,
-                rows=sorted(reasons[split]),
+                rows=sorted(failing),
             )
-        if "too few rows" in table_failures[split]:
+        if "too few rows" in reports[split].table_failures:
             raise ValidationGateError(
                 f"The split {split!r} holds {len(data)} rows; at least 10 are needed.", split=split
             )
 
 
-def _find_duplicates(
-    desk: Desk, splits: dict[str, Dataset], schema: ds.Schema, config: ValidateConfig, reasons: Reasons
-) -> None:
-    """Leaks between train and test, exact and near duplicates inside train; the first of each group is kept."""
+def find_duplicates(
+    splits: dict[str, Dataset], schema: ds.Schema, config: ValidateConfig, reasons: Reasons
+) -> tuple[dict[str, float], list[tuple[str, str, float]], list[list[str]]]:
+    """Leaks between train and test, exact and near duplicates inside train; the first of each group stays.
+
+    Adds what is to be removed to `reasons`.
+
+    Returns
+    -------
+    counts : dict
+        Metric name -> rows.
+    pairs : list of (id, id, similarity)
+        Near duplicates and what they repeat.
+    edges : list of [parent, child]
+        Splits whose content contains another's.
+    """
     from models.validate.tables import FrameTable, overlapping_rows
 
     from models.registry import build_method
 
-    frames = {split: _content(data, schema) for split, data in splits.items()}
-    columns = [c for c in frames[next(iter(frames))].columns]
-    tables = [FrameTable(split, frame) for split, frame in frames.items() if len(frame)]
-    method = build_method(
-        config.method, "validate", **{"random_state": config.seed, "verify": "exact"} | config.parameters
-    )
-    method.fit(tables)
-    desk.evidence["containment"] = sorted([list(edge) for edge in method.graph_.edges])
-    found = {"leak": 0, "exact": 0, "near": 0}
-    train = frames.get("train")
-    if train is None:
-        return
-    train_ids = ds.ids(splits["train"])
-
-    def mark(row: int, kind: str, reason: str) -> None:
-        if row not in reasons["train"]:
-            reasons["train"][row] = [reason]
-            found[kind] += 1
-
+    frames = {split: _content(data, schema) for split, data in splits.items() if len(data)}
+    columns = list(next(iter(frames.values())).columns)
+    parameters = {"random_state": config.seed, "verify": "exact", **config.parameters}
+    method = build_method(config.method, "validate", **parameters)
+    method.fit([FrameTable(split, frame) for split, frame in frames.items()])
+    edges = sorted([str(parent), str(child)] for parent, child in method.graph_.edges)
+    counts = {"train.leaks": 0.0, "train.exact_duplicates": 0.0, "train.near_duplicates": 0.0}
+    if "train" not in frames:
+        return counts, [], edges
+    train, found, ids = frames["train"], reasons["train"], ds.ids(splits["train"])
     if "test" in frames:
         for row in overlapping_rows(train, frames["test"], columns):
-            mark(int(row), "leak", "leak: the same content stands in test")
-    whole = train.drop(index=[row for row in reasons["train"] if row in train.index])
+            if int(row) not in found:
+                found[int(row)] = ["leak: the same content stands in test"]
+                counts["train.leaks"] += 1
+    whole = train.drop(index=list(found))
     first = whole.groupby(columns, sort=False, dropna=False)[columns[0]].transform(lambda group: group.index[0])
     for row, original in first.items():
         if row != original:
-            mark(int(row), "exact", f"exact duplicate of {train_ids[int(original)]}")
+            found[int(row)] = [f"exact duplicate of {ids[int(original)]}"]
+            counts["train.exact_duplicates"] += 1
+    pairs = []
     if schema.kind == "image":
-        for row, original in _near_duplicates(splits["train"], schema, reasons["train"], config):
+        for row, original, similarity in _near_duplicates(splits["train"], schema, found, config):
+            counts["train.near_duplicates"] += 1
+            pairs.append((str(ids[row]), str(ids[original]), round(similarity, 4)))
             if config.near_duplicates == "remove":
-                mark(row, "near", f"near duplicate of {train_ids[original]}")
-            else:
-                found["near"] += 1
-            desk.evidence.setdefault("near_duplicates", []).append([train_ids[row], train_ids[original]])
-    desk.metrics |= {f"train.{kind}_duplicates" if kind != "leak" else "train.leaks": n for kind, n in found.items()}
+                found[row] = [f"near duplicate of {ids[original]}"]
+    return counts, pairs, edges
 
 
 def _content(data: Dataset, schema: ds.Schema) -> pd.DataFrame:
@@ -185,13 +197,24 @@ def _pixel_digest(image: Any, row: int) -> str:
 
 def _near_duplicates(
     data: Dataset, schema: ds.Schema, known: dict[int, list[str]], config: ValidateConfig
-) -> list[tuple[int, int]]:
+) -> list[tuple[int, int, float]]:
     from models.validate.near_duplicates import near_duplicates
 
     rows = np.array([row for row in range(len(data)) if row not in known])
     images = ds.inputs(data.select(rows), schema)
     pairs = near_duplicates(images, threshold=config.near_duplicate_similarity)
-    return [(int(rows[later]), int(rows[earlier])) for later, earlier in pairs]
+    return [(int(rows[later]), int(rows[earlier]), similarity) for later, earlier, similarity in pairs]
+
+
+def _show(desk: Desk, splits: dict[str, Dataset], schema: ds.Schema, pairs: list[tuple[str, str, float]]) -> None:
+    if schema.kind != "image" or "train" not in splits:
+        return
+    place = {identity: row for row, identity in enumerate(ds.ids(splits["train"]))}
+    chosen = sorted(pairs, key=lambda pair: pair[2])[:: max(1, len(pairs) // 12)][:12]
+    rows = [place[identity] for pair in chosen for identity in pair[:2]]
+    titles = [text for pair in chosen for text in ("copy", f"of, {pair[2]:.3f}")]
+    images = ds.inputs(splits["train"].select(rows), schema) if rows else np.zeros((0, 1, 1, 1))
+    desk.figure("duplicates", sample_sheet(images, titles), "Near duplicates, each beside the row it repeats")
 
 
 def _score_separability(desk: Desk, splits: dict[str, Dataset], schema: ds.Schema, reasons: Reasons, seed: int) -> None:

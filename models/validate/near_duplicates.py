@@ -33,8 +33,8 @@ def signature(images: ArrayLike) -> NDArray[np.float32]:
     return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-6)
 
 
-def near_duplicates(images: ArrayLike, threshold: float = 0.97, block: int = 2048) -> list[tuple[int, int]]:
-    """Pairs (later row, earlier row) whose signatures have at least `threshold` cosine similarity.
+def near_duplicates(images: ArrayLike, threshold: float = 0.97, block: int = 2048) -> list[tuple[int, int, float]]:
+    """Triples (later row, earlier row, similarity) whose signatures have at least `threshold` cosine similarity.
 
     Each later row appears once, with its most similar earlier row.
 
@@ -46,13 +46,14 @@ def near_duplicates(images: ArrayLike, threshold: float = 0.97, block: int = 204
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must lie in (0, 1], got {threshold}.")
     vectors = signature(images)
-    pairs: list[tuple[int, int]] = []
+    pairs: list[tuple[int, int, float]] = []
     for start in range(0, len(vectors), block):
         rows = vectors[start : start + block]
         similarity = rows @ vectors[: start + len(rows)].T
         later = np.arange(start, start + len(rows))
         similarity[np.arange(similarity.shape[1])[None, :] >= later[:, None]] = -1.0
         best = similarity.argmax(axis=1) if similarity.shape[1] else np.zeros(0, int)
-        close = similarity[np.arange(len(rows)), best] >= threshold
-        pairs += [(int(row), int(earlier)) for row, earlier in zip(later[close], best[close], strict=True)]
+        value = similarity[np.arange(len(rows)), best]
+        for row in np.flatnonzero(value >= threshold):
+            pairs.append((int(later[row]), int(best[row]), float(value[row])))
     return pairs

@@ -1,0 +1,206 @@
+"""A user's own data as a dataset version: Parquet, CSV, or folders of images named after their class.
+
+Columns of Parquet and CSV (only one of the first three groups is needed, everything else has a default):
+
+    image           PNG or JPEG bytes (Parquet), or a path relative to the file (CSV)
+    text            a string
+    other columns   numeric features of a table
+    label           a class name or number; empty or -1 = unlabelled
+    id              unique text; made from the row's content when absent
+    split           train, unlabelled, test or target; absent: one labelled row in five becomes test
+    domain, source  text
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from rich.progress import track
+
+from infra import datasets as ds
+from infra.errors import DatasetFormatError, DatasetNotFoundError
+from infra.references import DatasetRef
+from infra.versions import DataVersions
+
+SPLITS = ("train", "unlabelled", "test", "target")
+IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp")
+TABLE_FILES = (".parquet", ".csv")
+TEST_SHARE = 5  # one labelled row in five
+
+
+def import_path(versions: DataVersions, path: Path, name: str | None = None) -> DatasetRef:
+    """Make a version of the data at `path`.
+
+    Raises
+    ------
+    DatasetNotFoundError
+        If nothing is there.
+    DatasetFormatError
+        If it is none of the formats above, or columns can not be used; rows are named.
+    """
+    frame = read_path(path)
+    label_names = _number_labels(frame)
+    _require_content(frame, path)
+    chosen = name or path.resolve().stem.lower().replace(" ", "-")
+
+    def write(folder: Path) -> int:
+        rows = 0
+        for split, part in frame.groupby("split", sort=True):
+            rows += ds.write_split(_dataset(part.reset_index(drop=True), label_names), folder, str(split))
+        return rows
+
+    return versions.add(chosen, write, source=path.name)
+
+
+def read_path(path: Path) -> pd.DataFrame:
+    """The rows at `path` with every reserved column filled in."""
+    if not path.exists():
+        raise DatasetNotFoundError(f"There is nothing at {path}. Name a Parquet or CSV file, or a folder.", path=path)
+    if path.is_file():
+        frame = _read_file(path)
+    else:
+        tables = sorted(p for p in path.rglob("*") if p.suffix.lower() in TABLE_FILES)
+        frame = pd.concat([_read_file(p) for p in tables], ignore_index=True) if tables else _read_folders(path)
+    if frame.empty:
+        raise DatasetFormatError(f"{path} holds no rows.", path=path)
+    return _complete(frame, path)
+
+
+def _read_file(path: Path) -> pd.DataFrame:
+    try:
+        frame = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path)
+    except Exception as error:
+        raise DatasetFormatError(f"{path} can not be read as {path.suffix[1:] or 'a table'}: {error}") from error
+    if path.parent.name in SPLITS and "split" not in frame:
+        frame["split"] = path.parent.name
+    if "image" in frame and len(frame) and isinstance(frame["image"].dropna().iloc[0], str):
+        frame["image"] = [_read_image(path.parent / str(file)) for file in frame["image"]]
+    elif "image" in frame:
+        frame["image"] = [cell["bytes"] if isinstance(cell, dict) else cell for cell in frame["image"]]
+    return frame
+
+
+def _read_folders(path: Path) -> pd.DataFrame:
+    rows = []
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_FILES)
+    if not files:
+        raise DatasetFormatError(
+            f"{path} holds neither {' nor '.join(TABLE_FILES)} files nor images ({', '.join(IMAGE_FILES)}). "
+            "Expected: one folder a class with images inside, optionally below train/, test/, target/ or unlabelled/.",
+            path=path,
+        )
+    for file in _progress(files, f"reading {path.name}"):
+        parts = file.relative_to(path).parts
+        split = parts[0] if parts[0] in SPLITS else None
+        inner = parts[1:] if split else parts
+        labelled = len(inner) > 1 and split not in ("unlabelled", "target")
+        row = {"image": _read_image(file), "label": inner[0] if labelled else None, "id": "/".join(parts)}
+        rows.append(row | ({"split": split} if split else {}))
+    return pd.DataFrame(rows)
+
+
+def _read_image(file: Path) -> bytes | None:
+    return file.read_bytes() if file.exists() else None
+
+
+def _progress(items: list[Any], text: str) -> Iterable[Any]:
+    import sys
+
+    return track(items, text) if sys.stderr.isatty() and len(items) > 500 else items
+
+
+def _complete(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    frame = frame.copy()
+    if "id" not in frame:
+        frame["id"] = list(_content_ids(frame))
+    frame["id"] = frame["id"].astype("string")
+    if "label" not in frame:
+        frame["label"] = None
+    for column, default in (("domain", "default"), ("source", path.name)):
+        frame[column] = frame[column].astype("string").fillna(default) if column in frame else default
+    unlabelled = frame["label"].isna() | frame["label"].isin([-1, "-1", ""])
+    automatic = pd.Series("train", index=frame.index)
+    automatic[[_fraction(str(identity)) < 1 / TEST_SHARE for identity in frame["id"]]] = "test"
+    automatic[unlabelled] = "unlabelled"
+    frame["split"] = frame["split"].fillna(automatic) if "split" in frame else automatic
+    strange = frame.index[~frame["split"].isin(SPLITS)]
+    if len(strange):
+        raise DatasetFormatError(
+            f"The column 'split' holds {frame['split'][strange[0]]!r} in row {strange[0]} and {len(strange) - 1} more; "
+            f"it may be {', '.join(SPLITS)}.",
+            rows=list(strange),
+        )
+    return frame
+
+
+def _fraction(text: str) -> float:
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 16**8
+
+
+def _content_ids(frame: pd.DataFrame) -> Iterator[str]:
+    seen: dict[str, int] = {}
+    for row in frame.itertuples(index=False):
+        digest = hashlib.sha256(repr(tuple(row)).encode()).hexdigest()[:16]
+        seen[digest] = seen.get(digest, 0) + 1
+        yield digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+
+
+def _number_labels(frame: pd.DataFrame) -> list[str]:
+    """Replace labels by numbers in place and return the class names; unlabelled rows become -1."""
+    given = frame["label"].where(~frame["label"].isin([-1, "-1", ""]))
+    numeric = pd.to_numeric(given, errors="coerce")
+    if (numeric.notna() == given.notna()).all() and (numeric.dropna() == numeric.dropna().round()).all():
+        names = [str(c) for c in range(int(numeric.max()) + 1)] if numeric.notna().any() else []
+        frame["label"] = numeric.fillna(-1).astype(int)
+        return names
+    names = sorted(str(value) for value in given.dropna().unique())
+    codes = {name: code for code, name in enumerate(names)}
+    frame["label"] = [-1 if pd.isna(value) else codes[str(value)] for value in given]
+    return names
+
+
+def _require_content(frame: pd.DataFrame, path: Path) -> None:
+    if "image" in frame or "text" in frame:
+        return
+    features = [column for column in frame if column not in ds.RESERVED]
+    if not features:
+        raise DatasetFormatError(f"{path} has no column image or text, and no feature columns.", path=path)
+    for column in features:
+        numbers = pd.to_numeric(frame[column], errors="coerce")
+        bad = frame.index[numbers.isna() & frame[column].notna()]
+        if len(bad):
+            where = ", ".join(f"row {row} (id {frame['id'][row]}): {frame[column][row]!r}" for row in bad[:3])
+            raise DatasetFormatError(
+                f"The feature column {column!r} must be numeric; {len(bad)} rows are not: {where}. "
+                "Encode it as numbers, rename it to 'text', or leave it out.",
+                column=column,
+                rows=list(bad),
+            )
+        frame[column] = numbers.astype("float32")
+
+
+def _dataset(frame: pd.DataFrame, names: list[str]) -> Dataset:
+    features: dict[str, Any] = {"id": Value("string")}
+    if "image" in frame:
+        frame = frame.assign(image=[{"bytes": cell, "path": None} for cell in frame["image"]])
+        features["image"] = Image(decode=False)
+    elif "text" in frame:
+        features["text"] = Value("string")
+    features["label"] = ClassLabel(names=names) if names else Value("int64")
+    features |= {column: Value("string") for column in ("domain", "split", "source")}
+    for column in frame:
+        if column not in features:
+            features[str(column)] = Value("float32") if frame[column].dtype == "float32" else Value("string")
+    columns = {
+        name: [None if value is None or value is pd.NA else value for value in frame[name].tolist()]
+        for name in features
+    }
+    for name, feature in features.items():
+        if isinstance(feature, Value) and feature.dtype == "string":
+            columns[name] = [None if value is None else str(value) for value in columns[name]]
+    return Dataset.from_dict(columns, features=Features(features))
