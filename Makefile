@@ -1,0 +1,59 @@
+# One target a chore, used by people and by CI alike.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help run test check format docs bench install clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+install: .venv/.base ## make .venv with what `make run` needs
+
+# The stamps are newer than what they were installed from, so a second call does nothing.
+.venv/.base: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/.test: .venv/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+.venv/.docs: .venv/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+.venv/.peers: .venv/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	@touch $@
+
+run: .venv/.base ## fetch the data and run the whole chain
+	$(BIN)/clearwell data pull
+	$(BIN)/clearwell run
+
+test: .venv/.test ## run the test suite
+	$(BIN)/clearwell data pull
+	$(BIN)/python -m pip check
+	$(BIN)/python -m pytest -q
+
+check: .venv/.test ## style, types, layers, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: .venv/.test ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/.docs ## build the documentation into site/
+	$(BIN)/python -m docs.build
+	$(BIN)/mkdocs build --strict
+
+bench: .venv/.peers ## time and memory of the main job, overhead, warm rerun
+	$(BIN)/clearwell data pull
+	$(BIN)/python -m benchmarks.main_job
+
+clean: ## remove everything a run made; data, environment and sources stay
+	rm -rf .clearwell reports site
