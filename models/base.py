@@ -149,6 +149,18 @@ def check_embeddings(X: ArrayLike | Tensor, *, name: str = "X", minimum: int = 1
     return matrix
 
 
+def check_rows(X: ArrayLike | Tensor, *, name: str = "X", minimum: int = 1) -> Tensor:
+    """Images, or rows of a table or embedding, as float32: a matrix by :func:`check_embeddings`, else images.
+
+    Returns
+    -------
+    Tensor, (n, d) or (n, C, H, W)
+    """
+    if np.ndim(X) == 2:
+        return torch.from_numpy(check_embeddings(X, name=name, minimum=minimum)).float()
+    return check_images(X, name=name, minimum=minimum)
+
+
 def predict_in_batches(network: Any, X: Tensor, batch_size: int = 1024, device: str | torch.device = "cpu") -> Tensor:
     """`network` applied to `X` batch by batch, in eval mode and without gradients; the mode is restored.
 
