@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from torch import Tensor
 
 UNLABELLED = -1
@@ -136,13 +136,24 @@ def check_embeddings(X: ArrayLike | Tensor, *, name: str = "X", minimum: int = 1
     Raises
     ------
     ValueError
-        For another rank, fewer than `minimum` rows, or NaN and infinite entries (their rows are named).
+        For another rank, complex numbers, no columns, fewer than `minimum` rows, or NaN and infinite entries
+        (their rows are named).
+    TypeError
+        For a sparse matrix.
     """
-    matrix = np.asarray(X.detach().cpu() if isinstance(X, Tensor) else X, dtype=np.float64)
+    matrix = check_array(
+        X.detach().cpu().numpy() if isinstance(X, Tensor) else X,
+        dtype=np.float64,
+        input_name=name,
+        ensure_all_finite=False,
+        ensure_2d=False,
+        allow_nd=True,
+        ensure_min_samples=0,
+    )
     if matrix.ndim != 2:
         raise ValueError(f"{name} must be a matrix shaped (n, d), got {matrix.shape}.")
     if len(matrix) < minimum:
-        raise ValueError(f"{name} must hold at least {minimum} rows, got {len(matrix)}.")
+        raise ValueError(f"{name} must hold at least {minimum} rows, got {len(matrix)} (n_samples={len(matrix)}).")
     bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
     if len(bad):
         raise ValueError(f"{name} contains NaN or infinite entries in {len(bad)} row(s), the first at row {bad[0]}.")

@@ -1,23 +1,24 @@
 """A trained network or fitted method as named tensors and a JSON description, and back. Nothing is pickled.
 
-Only what is known beforehand is ever rebuilt: networks entered with ``@network``, methods entered with
-``@register`` (and the plain records defined in their modules), and a short list of scikit-learn estimators.
-A description from a stranger can therefore name no other class and run no code.
+Only what is known beforehand is ever rebuilt: networks entered with ``@network``, methods entered with ``@register``
+(and the plain records defined in their modules or beside them), and a short list of scikit-learn estimators. A
+description from a stranger can therefore name no other class and run no code.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import math
 import sys
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.networks import build
 from models.registry import MethodCard, get_method, list_methods
@@ -187,10 +188,22 @@ class _Packer:
         if isinstance(value, (list, tuple, set, frozenset)) and not hasattr(value, "_fields"):
             items = [self.value(item, f"{path}.{i}") for i, item in enumerate(value)]
             kind = next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))
+            if kind in (set, frozenset):
+                items.sort(key=json.dumps)  # the order of a set changes from run to run, a description must not
             return items if kind is list else {TAG: kind.__name__, "items": items}
-        if _is_record(type(value)):
-            fields = {name: self.value(getattr(value, name), _join(path, name)) for name in _fields(type(value))}
-            return {TAG: "record", **_record_address(type(value)), "fields": fields}
+        if type(value) in (nx.Graph, nx.DiGraph):
+            return {
+                TAG: "graph",
+                "directed": value.is_directed(),
+                "attributes": self.value(dict(value.graph), f"{path}.attributes"),
+                "nodes": self.value([(node, dict(data)) for node, data in value.nodes(data=True)], f"{path}.nodes"),
+                "edges": self.value([(*edge, dict(data)) for *edge, data in value.edges(data=True)], f"{path}.edges"),
+            }
+        cls = type(value)
+        if _fields(cls) and (card := _record_home(cls)) is not None:
+            fields = {name: self.value(getattr(value, name), _join(path, name)) for name in _fields(cls)}
+            module = cls.__module__.rpartition(".")[2]
+            return {TAG: "record", "method": card.name, "module": module, "class": cls.__qualname__, "fields": fields}
         raise NotPackableError(f"values of the type {type(value).__name__} cannot be described")
 
 
@@ -249,10 +262,16 @@ class _Unpacker:
     def rebuild_frozenset(self, described: dict[str, Any]) -> frozenset[Any]:
         return frozenset(self.value(described["items"]))
 
+    def rebuild_graph(self, described: dict[str, Any]) -> nx.Graph[Any]:
+        graph: nx.Graph[Any] = nx.DiGraph() if described["directed"] else nx.Graph()
+        graph.graph.update(self.value(described["attributes"]))
+        graph.add_nodes_from(self.value(described["nodes"]))
+        graph.add_edges_from(self.value(described["edges"]))
+        return graph
+
     def rebuild_network(self, described: dict[str, Any]) -> nn.Module:
         state = {name: self.tensor(key) for name, key in described["tensors"].items()}
         network = build(described["architecture"])
-        resize_to(network, state)
         network.load_state_dict(state)
         return network.train(described["training"])
 
@@ -273,10 +292,11 @@ class _Unpacker:
         return estimator
 
     def rebuild_record(self, described: dict[str, Any]) -> Any:
-        module = sys.modules[get_method(described["method"]).cls.__module__]
-        cls = vars(module).get(described["class"])
-        if cls is None or not isinstance(cls, type) or not _fields(cls):
-            raise ValueError(f"{described['class']!r} is no record that the method {described['method']!r} defines.")
+        home = get_method(described["method"]).cls.__module__.rpartition(".")[0]
+        name = _join(home, described["module"])
+        cls = vars(sys.modules[name]).get(described["class"]) if name in sys.modules else None
+        if not (isinstance(cls, type) and _fields(cls) and cls.__module__ == name):
+            raise ValueError(f"The method {described['method']!r} knows no record {described['class']!r}.")
         fields = self.value(described["fields"])
         if issubclass(cls, tuple):
             return cls(*(fields[name] for name in _fields(cls)))
@@ -284,39 +304,6 @@ class _Unpacker:
         for name in _fields(cls):
             object.__setattr__(record, name, fields[name])
         return record
-
-
-def resize_to(network: nn.Module, state: dict[str, Tensor]) -> None:
-    """Give linear, convolution and batch-normalisation layers the widths of their weights in `state`, in place.
-
-    A pruned network keeps the architecture it was built from; its layers are narrower than that says, and may
-    have gained a bias.
-    """
-    for name, layer in network.named_modules():
-        own = {
-            key.removeprefix(f"{name}."): value.shape
-            for key, value in state.items()
-            if key.rpartition(".")[0] == name and key.rpartition(".")[2] in {**layer._parameters, **layer._buffers}
-        }
-        for key, shape in own.items():
-            current = layer._parameters.get(key, layer._buffers.get(key))
-            if current is not None and current.shape == shape:
-                continue
-            fresh = torch.zeros(shape, dtype=current.dtype if current is not None else torch.float32)
-            if key in layer._parameters:
-                layer._parameters[key] = nn.Parameter(fresh)
-            else:
-                layer._buffers[key] = fresh
-        _restate_widths(layer)
-
-
-def _restate_widths(layer: nn.Module) -> None:
-    if isinstance(layer, nn.Linear):
-        layer.out_features, layer.in_features = layer.weight.shape
-    elif isinstance(layer, nn.Conv2d):
-        layer.out_channels, layer.in_channels = layer.weight.shape[0], layer.weight.shape[1] * layer.groups
-    elif isinstance(layer, _BatchNorm) and layer.weight is not None:
-        layer.num_features = len(layer.weight)
 
 
 def _card_of(estimator: BaseEstimator) -> MethodCard:
@@ -335,13 +322,14 @@ def _fields(cls: type) -> tuple[str, ...]:
     return tuple(getattr(cls, "_fields", ())) if issubclass(cls, tuple) else ()
 
 
-def _is_record(cls: type) -> bool:
-    return bool(_fields(cls)) and any(card.cls.__module__ == cls.__module__ for card in list_methods())
-
-
-def _record_address(cls: type) -> dict[str, str]:
-    card = next(card for card in list_methods() if card.cls.__module__ == cls.__module__)
-    return {"method": card.name, "class": cls.__qualname__}
+def _record_home(cls: type) -> MethodCard | None:
+    """A method defined in the module of `cls` or in one beside it."""
+    home = cls.__module__.rpartition(".")[0]
+    for card in list_methods():
+        beside = home and card.cls.__module__.rpartition(".")[0] == home
+        if card.cls.__module__ == cls.__module__ or beside:
+            return card
+    return None
 
 
 def _join(path: str, name: str) -> str:

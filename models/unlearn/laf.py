@@ -142,6 +142,7 @@ class _AlternatingTrainer(Trainer):
     link="https://arxiv.org/abs/2404.00506",
     licence="MIT",
     accepts=("image", "table", "embedding"),
+    skips_checks={"one_class": "labels only serve the repair, which may be of one class"},
 )
 class LabelAgnosticForgetting(BaseEstimator):
     """Label-agnostic forgetting of samples by a trained classifier.

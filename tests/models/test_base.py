@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from torch import nn
 
 from models.base import check_embeddings, check_images, check_labels, isolated_seed, predict_in_batches, seed_from
@@ -113,12 +114,19 @@ def test_bad_labels_are_refused(y, settings, message):
     [
         (np.zeros(3), r"X must be a matrix shaped \(n, d\), got \(3,\)"),
         (np.zeros((1, 3)), "X must hold at least 2 rows, got 1"),
+        (np.zeros((3, 0)), r"0 feature\(s\)"),
+        (np.ones((3, 2)) * 1j, "Complex data not supported"),
         (np.array([[0, 1], [np.inf, 0], [np.nan, 0]]), r"in 2 row\(s\), the first at row 1"),
     ],
 )
 def test_bad_embeddings_are_refused(X, message):
     with pytest.raises(ValueError, match=message):
         check_embeddings(X, minimum=2)
+
+
+def test_sparse_embeddings_are_refused():
+    with pytest.raises(TypeError, match=r"[Ss]parse"):
+        check_embeddings(sparse.eye_array(3))
 
 
 def test_embeddings_of_a_tensor_with_gradients_become_doubles():

@@ -5,6 +5,7 @@ import math
 from collections import namedtuple
 from dataclasses import dataclass
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ from models.base import isolated_seed
 from models.networks.convnet import ConvEncoder
 from models.networks.heads import SplitClassifier
 from models.networks.mlp import MLPEncoder
-from models.registry import UnknownMethodError, list_methods, register
+from models.registry import MethodCard, UnknownMethodError, list_methods, register
 from models.state import NotPackableError, pack, unpack
 
 
@@ -35,6 +36,7 @@ class Finding:
     scores: np.ndarray
 
 
+ELSEWHERE = MethodCard  # a dataclass, but of another module
 Pair = namedtuple("Pair", ["left", "right"])
 
 
@@ -143,6 +145,28 @@ def test_records_of_a_methods_module_come_back():
     assert type(again[1]) is Pair
 
 
+@pytest.mark.parametrize("kind", [nx.Graph, nx.DiGraph])
+def test_graphs_come_back_with_what_their_nodes_and_edges_carry(kind):
+    graph = kind(name="containment")
+    graph.add_node("lonely", rows=3)
+    graph.add_edge("whole", "part", exact=None, stages=("schema", "content"), share=np.float64(0.5))
+    again = kept(graph)
+    assert type(again) is kind
+    assert again.graph == {"name": "containment"}
+    assert dict(again.nodes(data=True)) == dict(graph.nodes(data=True))
+    assert list(again.edges(data=True)) == list(graph.edges(data=True))
+
+
+def test_the_description_of_a_set_does_not_depend_on_its_history():
+    one, other = set(range(0, 80, 8)), set(range(72, -8, -8))
+    other |= set(range(1000))
+    other -= set(range(1000)) - one
+    assert list(one) != list(other)
+    first, second = Tank(), Tank()
+    first.value_, second.value_ = one, other
+    assert json.dumps(pack(first)[1]) == json.dumps(pack(second)[1])
+
+
 def test_copies_share_no_memory():
     tank = Tank()
     tank.array_ = np.zeros(3)
@@ -194,25 +218,6 @@ def test_a_folded_head_comes_back_plain():
     network = trained(SplitClassifier(MLPEncoder(36, (4,)), 3, 5, normalised_head=True)).fold_head()
     x = torch.rand(4, 1, 6, 6)
     assert torch.equal(there_and_back(network)(x), network(x))
-
-
-def test_a_pruned_network_comes_back_narrow():
-    """Channels taken out of the first block, and a bias that the architecture did not have."""
-    network = trained(ConvEncoder((4, 6)))
-    keep = [0, 2, 3]
-    first, norm, second = network.blocks[0][0][0], network.blocks[0][0][1], network.blocks[1][0][0]
-    first.weight, first.out_channels = nn.Parameter(first.weight[keep].detach()), 3
-    first.bias = nn.Parameter(torch.rand(3))
-    for name in ("weight", "bias"):
-        setattr(norm, name, nn.Parameter(getattr(norm, name)[keep].detach()))
-    for name in ("running_mean", "running_var"):
-        setattr(norm, name, getattr(norm, name)[keep])
-    norm.num_features = 3
-    second.weight, second.in_channels = nn.Parameter(second.weight[:, keep].detach()), 3
-    again, x = there_and_back(network), torch.rand(4, 1, 6, 6)
-    assert torch.equal(again(x), network(x))
-    assert (again.blocks[0][0][0].out_channels, again.blocks[0][0][1].num_features) == (3, 3)
-    assert again.blocks[1][0][0].in_channels == 3
 
 
 def test_packing_leaves_the_network_alone():
@@ -314,6 +319,9 @@ def test_missing_tensors_are_named():
         unpack(tensors, config)
 
 
+RECORD = {"$": "record", "method": "tank", "module": __name__.rpartition(".")[2], "fields": {}}
+
+
 @pytest.mark.parametrize(
     ("described", "error", "message"),
     [
@@ -324,9 +332,10 @@ def test_missing_tensors_are_named():
         ),
         ({"$": "network", "architecture": {"name": "os"}, "tensors": {}, "training": False}, ValueError, "no network"),
         ({"$": "scikit-learn", "class": "Pipeline", "state": {}}, ValueError, "names 'Pipeline', which is none of"),
-        ({"$": "record", "method": "tank", "class": "Tank", "fields": {}}, ValueError, "'Tank' is no record"),
-        ({"$": "record", "method": "tank", "class": "json", "fields": {}}, ValueError, "'json' is no record"),
-        ({"$": "record", "method": "tank", "class": "os.system", "fields": {}}, ValueError, "is no record"),
+        ({**RECORD, "class": "Tank"}, ValueError, "'tank' knows no record 'Tank'"),  # a class, but no record
+        ({**RECORD, "class": "json"}, ValueError, "knows no record 'json'"),
+        ({**RECORD, "class": "MethodCard"}, ValueError, "knows no record 'MethodCard'"),  # a record from elsewhere
+        ({**RECORD, "module": "subprocess", "class": "Popen"}, ValueError, "knows no record 'Popen'"),
         ({"$": "pickle", "bytes": ""}, ValueError, "unknown kind 'pickle'"),
         ({"$": ["x"]}, ValueError, "unknown kind"),
     ],
