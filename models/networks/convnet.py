@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -25,11 +24,11 @@ class ConvEncoder(nn.Module):
 
     Parameters
     ----------
-    channels : sequence of int
-        Width of each block.
+    channels : sequence of int, or of sequences of int
+        Width of each block, or of each convolution in it.
     in_channels : int
     units : int
-        Convolutions per block.
+        Convolutions per block whose width is one number.
 
     Attributes
     ----------
@@ -39,17 +38,22 @@ class ConvEncoder(nn.Module):
         The stages; ``stages(x)`` returns the map after each.
     """
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 128), in_channels: int = 1, units: int = 1) -> None:
+    def __init__(
+        self, channels: Sequence[int | Sequence[int]] = (32, 64, 128), in_channels: int = 1, units: int = 1
+    ) -> None:
         super().__init__()
-        widths = [in_channels, *channels]
+        before = in_channels
         self.blocks = nn.ModuleList()
-        for index, (before, after) in enumerate(pairwise(widths)):
-            layers: list[nn.Module] = [conv_unit(before, after), *(conv_unit(after, after) for _ in range(units - 1))]
+        for index, given in enumerate(channels):
+            layers: list[nn.Module] = []
+            for width in [given] * units if isinstance(given, int) else given:
+                layers.append(conv_unit(before, width))
+                before = width
             if index < len(channels) - 1:
                 layers.append(nn.MaxPool2d(2))
             self.blocks.append(nn.Sequential(*layers))
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.out_dim = widths[-1]
+        self.out_dim = before
 
     def stages(self, x: Tensor) -> list[Tensor]:
         """The feature map (B, C_l, H_l, W_l) after each block."""

@@ -7,9 +7,28 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 
 from models.networks import network
+
+
+def folded_layer(layer: nn.Module) -> nn.Module:
+    """The equal layer with plain tensors where `layer` is parametrised (weight normalisation).
+
+    torch's ``remove_parametrizations`` edits a class that copies of the layer share, so that folding a copy breaks
+    the original; this makes a new layer and leaves `layer` as it is.
+    """
+    kind: Any = type(layer).__bases__[0]
+    plain: nn.Module = kind.__new__(kind)
+    nn.Module.__init__(plain)
+    plain.__dict__.update({key: value for key, value in layer.__dict__.items() if not isinstance(value, dict)})
+    for name in layer.parametrizations:  # type: ignore[union-attr]
+        plain.register_parameter(name, nn.Parameter(getattr(layer, name).detach().clone()))
+    for name, parameter in layer.named_parameters(recurse=False):
+        plain.register_parameter(name, nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad))
+    for name, buffer in layer.named_buffers(recurse=False):
+        plain.register_buffer(name, buffer.clone())
+    return plain
 
 
 @network("projection")
@@ -81,7 +100,7 @@ class SplitClassifier(nn.Module):
     def fold_head(self) -> SplitClassifier:
         """Replace a weight-normalised head by the equal plain one, in place."""
         if is_parametrized(self.head):
-            remove_parametrizations(self.head, "weight")
+            self.head = folded_layer(self.head)
             self.architecture: dict[str, Any] = {**self.architecture, "normalised_head": False}
         return self
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch.nn.functional as F
@@ -18,10 +19,11 @@ def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Con
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, activation after the addition."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, inner: int | None = None) -> None:
         super().__init__()
-        self.conv1, self.bn1 = _conv(inputs, outputs, stride), nn.BatchNorm2d(outputs)
-        self.conv2, self.bn2 = _conv(outputs, outputs), nn.BatchNorm2d(outputs)
+        inner = inner or outputs
+        self.conv1, self.bn1 = _conv(inputs, inner, stride), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = _conv(inner, outputs), nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(_conv(inputs, outputs, stride, kernel=1), nn.BatchNorm2d(outputs))
@@ -35,10 +37,11 @@ class BasicBlock(nn.Module):
 class PreActBlock(nn.Module):
     """Normalisation and activation before each convolution; the shortcut branches after the first activation."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, inner: int | None = None) -> None:
         super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), _conv(inputs, outputs, stride)
-        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), _conv(outputs, outputs)
+        inner = inner or outputs
+        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), _conv(inputs, inner, stride)
+        self.bn2, self.conv2 = nn.BatchNorm2d(inner), _conv(inner, outputs)
         self.shortcut = _conv(inputs, outputs, stride, kernel=1) if stride != 1 or inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,6 +64,8 @@ class ResNetEncoder(nn.Module):
     in_channels : int
     pre_activation : bool
         The 2016b form, with a last normalisation and activation.
+    inner_widths : sequence of int, optional
+        Channels between the two convolutions of each block, in order; the default is the block's own width.
     """
 
     def __init__(
@@ -69,8 +74,10 @@ class ResNetEncoder(nn.Module):
         widths: Sequence[int] = (16, 32, 64),
         in_channels: int = 3,
         pre_activation: bool = False,
+        inner_widths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        inner: Iterator[int | None] = iter(inner_widths) if inner_widths else repeat(None)
         block = PreActBlock if pre_activation else BasicBlock
         stem: list[nn.Module] = [_conv(in_channels, widths[0])]
         if not pre_activation:
@@ -81,7 +88,7 @@ class ResNetEncoder(nn.Module):
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             layers: list[nn.Module] = []
             for index in range(depth):
-                layers.append(block(before, width, 2 if stage > 0 and index == 0 else 1))
+                layers.append(block(before, width, 2 if stage > 0 and index == 0 else 1, next(inner)))
                 before = width
             self.blocks.append(nn.Sequential(*layers))
         self.last = nn.Sequential(nn.BatchNorm2d(before), nn.ReLU()) if pre_activation else nn.Identity()
