@@ -11,20 +11,22 @@ from torch import nn
 
 from models.registry import get_method
 from models.training import ClassifierTrainer, adam
+from models.validate.persistence import (
+    count_clusters,
+    h0_persistence,
+    h0_persistence_knn,
+    largest_gap,
+    normalised_times,
+    persistence_score,
+)
 from models.validate.separability import (
     PersistenceSeparability,
     SeparabilityHook,
     SeparabilityStopper,
     calinski_harabasz,
     compare,
-    count_clusters,
     cv_auc,
     fisher_ratio,
-    h0_persistence,
-    h0_persistence_knn,
-    largest_gap,
-    normalised_times,
-    persistence_score,
     thornton_index,
 )
 
@@ -177,7 +179,7 @@ def test_fit_leaves_the_input_and_the_global_state_alone():
     X = load_digits().data[:100]
     before, state = X.copy(), np.random.get_state()[1].copy()
     PersistenceSeparability(subsample=20).fit(X)
-    assert (X == before).all()
+    assert (before == X).all()
     assert (np.random.get_state()[1] == state).all()
 
 
