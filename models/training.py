@@ -335,6 +335,11 @@ def cosine_restarts(first_steps: int, growth: int = 2) -> Callable[[int, int], f
     return factor
 
 
+def table_rate(table: Sequence[tuple[int, float]], epoch: int) -> float:
+    """Learning rate of a 0-based epoch in a table of (bound, rate): the first with bound > epoch, or the last rate."""
+    return next((rate for bound, rate in table if bound > epoch), table[-1][1])
+
+
 def inverse_decay(alpha: float = 10.0, power: float = 0.75) -> Callable[[int, int], float]:
     """(1 + alpha t / T)^-power, the usual schedule of domain adaptation (Ganin et al., 2016)."""
     return lambda step, total: (1 + alpha * step / max(total, 1)) ** -power
