@@ -32,8 +32,8 @@ def ranks_in_clusters(labels: Labels, rng: np.random.Generator | None = None) ->
     ranks = np.empty(len(labels), dtype=np.int32)
     ranks[order] = np.arange(len(labels)) - np.repeat(starts, sizes) + 1
     unknown = labels == UNLABELLED
-    if unknown.any():
-        deepest = int(ranks[~unknown].max(initial=1))
+    if unknown.any() and not unknown.all():
+        deepest = int(ranks[~unknown].max())
         ranks[unknown] = 1 + (ranks[unknown] - 1) * deepest // int(unknown.sum())
     return ranks
 

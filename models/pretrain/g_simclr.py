@@ -124,10 +124,9 @@ class GSimCLRTrainer(Trainer):
         self.repeats: list[int] = []
 
     def fetch(self, index: Tensor) -> tuple[Tensor, ...]:
-        """Step 5: two independent views of the images, drawn together in one batch of 2B."""
-        images = self.tensors[0][index].to(self.device, non_blocking=True)
-        first, second = self.augment(torch.cat([images, images])).split(len(images))
-        return first, second
+        """Step 5: two independent views of the images."""
+        (images,) = super().fetch(index)
+        return self.augment(images), self.augment(images)
 
     def compute_loss(self, batch: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, Row]:
         """Step 7: NT-Xent over the 2B views, which pass the network together."""
