@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from sklearn.utils.parallel import Parallel, delayed
 
-from models.validate.retention import distinct_rows
 from models.validate.rows import EncodedRows, RowIndex, combine, encode_columns, encode_rows
 from models.validate.tables import ColumnStats, TableHandle, family, seed_of
 
@@ -280,8 +279,8 @@ def draw_rows(
     columns = sorted(table.schema())
     if sample_columns is not None and sample_columns < len(columns):
         columns = sorted(np.random.default_rng(seed).choice(columns, sample_columns, replace=False).tolist())
-    rows = table.sample(sample_rows, columns, seed)
-    return Draw(Probe(table.name, tuple(columns), encode_rows(rows, columns, tolerance)), distinct_rows(rows, columns))
+    rows = encode_rows(table.sample(sample_rows, columns, seed), columns, tolerance)
+    return Draw(Probe(table.name, tuple(columns), rows), len(np.unique(RowIndex(rows).first)))
 
 
 def content_prune(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from models.validate.tables import TableHandle, first_occurrences, matching_rows
+from models.validate.tables import TableHandle, matching_rows
 
 MILP_EDGES = 20_000
 Edge = tuple[str, str]
@@ -377,11 +377,6 @@ def best_chain(order: Sequence[str], kept: Mapping[str, float], rebuilt: Mapping
         source |= dict.fromkeys(order[i + 1 : j], order[i])
         j = i
     return source
-
-
-def distinct_rows(rows: pd.DataFrame, columns: Sequence[str]) -> int:
-    """Count different rows."""
-    return len(np.unique(first_occurrences(rows, columns))) if len(rows) else 0
 
 
 __all__ = ["Costs", "RetentionPlan", "RowRecipe", "retention_plan", "row_recipe"]

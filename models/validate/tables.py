@@ -106,19 +106,21 @@ class StreamedTable:
         watched = [columns[i] for i in rng.permutation(len(columns))[: max(1, n // 2)]] if size > n else []
         extremes = {name: _Extremes() for name in watched}
         parts: list[pd.DataFrame] = []
+        told: list[tuple[NDArray[np.int64], pd.DataFrame]] = []
         start = 0
         for batch in self.iter_batches(columns):
             stop = start + len(batch)
             parts.append(batch.iloc[chosen[(chosen >= start) & (chosen < stop)] - start])
-            for name, kept in extremes.items():
-                kept.look(batch, name, start)
+            rows = np.array(
+                [row for name, kept in extremes.items() for row in kept.look(batch[name], start)], dtype=int
+            )
+            told.append((rows + start, batch.iloc[rows]))
             start = stop
         drawn = set(chosen.tolist())
-        for kept in extremes.values():
-            for position, row in kept.rows():
-                if position not in drawn and len(drawn) < 2 * n:
-                    drawn.add(position)
-                    parts.append(row)
+        wanted = list(dict.fromkeys(p for kept in extremes.values() for p in kept.held.values() if p not in drawn))[:n]
+        for positions, rows_told in told:
+            _, first = np.unique(positions, return_index=True)
+            parts.append(rows_told.iloc[[i for i in first if positions[i] in wanted]])
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(columns))
 
     def anti_join_count(self, rows: pd.DataFrame, columns: Sequence[str]) -> int:
@@ -134,38 +136,38 @@ class StreamedTable:
 
 
 class _Extremes:
-    """The rows that hold the least, the greatest and a null value of a column seen so far."""
+    """Where the least, the greatest and a null value of a column seen so far stand."""
 
     def __init__(self) -> None:
-        self.low: Any = None
-        self.high: Any = None
-        self.held: dict[str, tuple[int, pd.DataFrame]] = {}
+        self.ends: dict[str, Any] = {}
+        self.held: dict[str, int] = {}
 
-    def look(self, batch: pd.DataFrame, name: str, start: int) -> None:
-        missing = batch[name].isna().to_numpy(dtype=bool)
+    def look(self, values: pd.Series, start: int) -> list[int]:
+        """Rows of this batch that hold an extreme not met before."""
+        missing = values.isna().to_numpy(dtype=bool)
+        rows: list[int] = []
         if missing.any() and "null" not in self.held:
-            self.hold("null", batch, start, missing)
+            rows.append(self._hold("null", start, missing))
         if missing.all():
-            return
-        values = batch[name].astype(object) if isinstance(batch[name].dtype, pd.CategoricalDtype) else batch[name]
-        present = values[~missing]
+            return rows
+        plain = values.dtype == object or isinstance(values.dtype, (np.dtype, pd.StringDtype))
+        present = (values if plain else values.astype(object)).to_numpy()[~missing]
         try:
-            low, high = present.min(), present.max()
-            if "low" not in self.held or low < self.low:
-                self.low = low
-                self.hold("low", batch, start, ~missing & (values == low).fillna(False).to_numpy(dtype=bool))
-            if "high" not in self.held or high > self.high:
-                self.high = high
-                self.hold("high", batch, start, ~missing & (values == high).fillna(False).to_numpy(dtype=bool))
+            for what, end in (("low", present.min()), ("high", present.max())):
+                past = self.ends.get(what)
+                if past is None or (end < past if what == "low" else end > past):
+                    self.ends[what] = end
+                    where = np.zeros(len(missing), dtype=bool)
+                    where[~missing] = present == end
+                    rows.append(self._hold(what, start, where))
         except (TypeError, ValueError):
-            return  # lists, mixed types: no order, no extremes
+            return rows  # lists, mixed types: no order, no extremes
+        return rows
 
-    def hold(self, what: str, batch: pd.DataFrame, start: int, where: NDArray[np.bool_]) -> None:
+    def _hold(self, what: str, start: int, where: NDArray[np.bool_]) -> int:
         row = int(where.argmax())
-        self.held[what] = start + row, batch.iloc[[row]]
-
-    def rows(self) -> list[tuple[int, pd.DataFrame]]:
-        return list(self.held.values())
+        self.held[what] = start + row
+        return row
 
 
 class FrameTable(StreamedTable):
