@@ -29,6 +29,8 @@ class ConvEncoder(nn.Module):
     in_channels : int
     units : int
         Convolutions per block whose width is one number.
+    stem_stride : int
+        Stride of the first convolution; 2 makes everything after it four times cheaper.
 
     Attributes
     ----------
@@ -39,16 +41,21 @@ class ConvEncoder(nn.Module):
     """
 
     def __init__(
-        self, channels: Sequence[int | Sequence[int]] = (32, 64, 128), in_channels: int = 1, units: int = 1
+        self,
+        channels: Sequence[int | Sequence[int]] = (32, 64, 128),
+        in_channels: int = 1,
+        units: int = 1,
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
         before = in_channels
         self.blocks = nn.ModuleList()
         for index, given in enumerate(channels):
             layers: list[nn.Module] = []
+            stride = stem_stride if index == 0 else 1
             for width in [given] * units if isinstance(given, int) else given:
-                layers.append(conv_unit(before, width))
-                before = width
+                layers.append(conv_unit(before, width, stride=stride))
+                before, stride = width, 1
             if index < len(channels) - 1:
                 layers.append(nn.MaxPool2d(2))
             self.blocks.append(nn.Sequential(*layers))
