@@ -7,6 +7,7 @@ Beside the chain the naive model is trained, same network, raw labels; both are 
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def lifecycle(config: LifecycleConfig, refresh: tuple[str, ...] = (), command: s
     command : str
         What a user types to continue after a failure.
     """
+    began = time.time()
     project = Project()
     project.tidy()
     parent = project.tracker.open("lifecycle", **_identity(config))
@@ -53,7 +55,7 @@ def lifecycle(config: LifecycleConfig, refresh: tuple[str, ...] = (), command: s
         project.tracker.dataset(parent, found.data, "input")
         project.tracker.params(parent, config.model_dump(mode="json", by_alias=True))
         results = _chain(found, config, RunContext(parent=parent, refresh=refresh, command=command))
-        summary = publish_report(found, results, parent)
+        summary = publish_report(found, results, parent, began)
     except BaseException as error:
         project.tracker.tags(parent, {"clearwell.error": str(error)[:4000]})
         project.tracker.close(parent, "FAILED" if isinstance(error, Exception) else "KILLED")

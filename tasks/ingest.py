@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from infra import datasets as ds
 from infra.project import Project
 from infra.references import DatasetRef, Reference
-from infra.working_copy import find
+from infra.working_copy import find, names
 
 
 class Ingested(Reference):
@@ -44,7 +44,7 @@ def ingest(data: str) -> Ingested:
         or a path to Parquet, CSV or a folder of class-named image folders.
     """
     project = Project()
-    if Path(data).exists() and not (project.root / "data" / data).exists():
+    if Path(data).exists() and data not in names(project.root):
         from infra.importing import import_path
 
         return Ingested(data=import_path(project.versions, Path(data)))

@@ -22,7 +22,7 @@ class LabelNoiseConfig(StageConfig):
 
     method: str = Field("lsa", description="PLS and linear-separation detection in alternation.")
     parameters: dict[str, Any] = Field(
-        default_factory=lambda: {"epochs": 10, "warmup": 2, "batch_size": 128, "lr": 0.05, "threshold": 0.5},
+        default_factory=lambda: {"epochs": 8, "warmup": 2, "batch_size": 128, "lr": 0.05, "threshold": 0.5},
         description="Constructor parameters of the method.",
     )
     flip: bool = Field(False, description="Whether a mirrored image keeps its class (digits do not).")

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class NetworkConfig(Reference):
     """Shape of the network; the same for every stage of a run."""
 
-    channels: tuple[int, ...] = Field((16, 32, 64), description="Width of each convolutional block (images).")
+    channels: tuple[int, ...] = Field((32, 64, 128), description="Width of each convolutional block (images).")
+    stem_stride: int = Field(2, ge=1, le=4, description="Stride of the first convolution (images).")
     widths: tuple[int, ...] = Field((256, 64), description="Width of each hidden layer (tables).")
     embedding_dim: int = Field(128, gt=1, description="Width of the embedding before the classifier's last layer.")
 
@@ -27,7 +28,7 @@ def make_encoder(schema: Schema, config: NetworkConfig) -> Module:
     from models.networks.mlp import MLPEncoder
 
     if schema.kind == "image":
-        return ConvEncoder(channels=tuple(config.channels), in_channels=schema.channels)
+        return ConvEncoder(channels=config.channels, in_channels=schema.channels, stem_stride=config.stem_stride)
     return MLPEncoder(in_features=len(schema.features), widths=tuple(config.widths))
 
 

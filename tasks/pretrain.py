@@ -19,7 +19,15 @@ from tasks.stage import Desk, RunContext, StageConfig, run_stage
 from tasks.training_rows import strangers, trusted_labels
 
 PARAMETERS: dict[str, dict[str, Any]] = {
-    "g-simclr": {"epochs": 3, "batch_size": 128, "lr": 0.03, "ae_epochs": 2, "ae_samples": 2000},
+    "g-simclr": {
+        "epochs": 3,
+        "n_clusters": 128,
+        "batch_size": 128,
+        "lr": 0.05,
+        "sampler": "hard",
+        "ae_epochs": 3,
+        "ae_samples": 3000,
+    },
     "rotnet": {"epochs": 2, "batch_size": 64, "lr": 0.02},
 }
 

@@ -37,7 +37,7 @@ class ValidateConfig(StageConfig):
     )
     near_duplicates: Literal["remove", "report"] = Field("remove", description="What to do with near duplicates.")
     near_duplicate_similarity: float = Field(
-        0.97, gt=0, le=1, description="Cosine similarity from which two centred, contrast-normalised images are one."
+        0.98, gt=0, le=1, description="Cosine similarity from which two centred, contrast-normalised images are one."
     )
     mean_range: tuple[float, float] = Field((2.0, 253.0), description="Mean pixel an image may have, 0 to 255.")
     minimum_contrast: float = Field(4.0, ge=0, description="Smallest standard deviation of an image's pixels.")
@@ -81,7 +81,9 @@ def check_rows(splits: dict[str, Dataset], schema: ds.Schema, config: ValidateCo
     with draft_folder(home) as docs:
         validator = Validator(docs)
         for split, data in splits.items():
-            facts = row_facts(ds.ids(data), ds.labels(data), list(data["domain"]), _facts(data, schema))
+            facts = row_facts(
+                ds.ids(data), ds.labels(data), list(data["domain"]), schema.n_classes, _facts(data, schema)
+            )
             reports[split] = validator.validate(split, facts, schema, bounds)
         latest = home / LATEST
         shutil.rmtree(latest, ignore_errors=True)
@@ -142,9 +144,8 @@ def find_duplicates(
     edges : list of [parent, child]
         Splits whose content contains another's.
     """
-    from models.validate.tables import FrameTable, overlapping_rows
-
     from models.registry import build_method
+    from models.validate.tables import FrameTable, overlapping_rows
 
     frames = {split: _content(data, schema) for split, data in splits.items() if len(data)}
     columns = list(next(iter(frames.values())).columns)
