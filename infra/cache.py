@@ -52,7 +52,10 @@ class StageCache:
         record = self.folder / stage / key
         if not (record / "result.json").exists():
             return None, self._what_changed(stage, parts)
-        result = StageResult.model_validate_json((record / "result.json").read_text())
+        try:
+            result = StageResult.model_validate_json((record / "result.json").read_text())
+        except ValueError:
+            return None, f"its record in {record} can not be read"
         for ref in result.references:
             store = self.versions if isinstance(ref, DatasetRef) else self.models
             if not store.intact(ref):  # type: ignore[arg-type]

@@ -53,7 +53,7 @@ def is_running(pid: str) -> bool:
     """Whether a process of that number runs on this host."""
     try:
         os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
+    except (ProcessLookupError, ValueError, OverflowError):
         return False
     except PermissionError:
         return True

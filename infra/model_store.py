@@ -55,19 +55,24 @@ class ModelStore:
         """
         from safetensors.torch import save_file
 
+        description = json.loads(json.dumps(description))  # what a reader gets back: lists for tuples, text keys
         with draft_folder(self.folder) as draft:
             plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
             save_file(plain, draft / WEIGHTS)
             digest = json_digest({"weights": file_digest(draft / WEIGHTS), "description": description})
             final = self.folder / digest[:20]
-            if not final.exists():
+            ref = ModelRef(name=name, uri=final.relative_to(self.root).as_posix(), digest=digest)
+            if not self.intact(ref) or (export is not None and not (final / PROGRAM).exists()):
                 record = {"digest": digest, "weights_sha256": file_digest(draft / WEIGHTS), "description": description}
                 if export is not None:
                     export(draft / PROGRAM)
                     record["program_sha256"] = file_digest(draft / PROGRAM)
                 write_text(draft / DESCRIPTION, json.dumps(record, indent=2))
+                if final.exists():  # damaged since, or kept before without a program
+                    with draft_folder(self.folder) as old:
+                        final.rename(old / "replaced")
                 publish(draft, final)
-        return ModelRef(name=name, uri=final.relative_to(self.root).as_posix(), digest=digest)
+        return ref
 
     def load(self, ref: ModelRef) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights and description of a model, after checking that they are what was saved.
@@ -101,9 +106,10 @@ class ModelStore:
         try:
             record = self._record(ref)
             expected = {WEIGHTS: record["weights_sha256"]}
+            digest = json_digest({"weights": record["weights_sha256"], "description": record["description"]})
             if "program_sha256" in record:
                 expected[PROGRAM] = record["program_sha256"]
-            return record["digest"] == ref.digest and all(file_digest(folder / f) == d for f, d in expected.items())
+            return digest == ref.digest and all(file_digest(folder / f) == d for f, d in expected.items())
         except (OSError, ValueError, KeyError):
             return False
 

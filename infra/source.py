@@ -26,19 +26,27 @@ def source_files(module: str, layers: tuple[str, ...] = LAYERS) -> tuple[tuple[s
             continue
         text = path.read_bytes()
         found[name] = hashlib.sha256(text).hexdigest()
-        waiting += [other for other in _imports(text, name) if other.partition(".")[0] in layers]
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        waiting += [other for other in _imports(text, package) if other.partition(".")[0] in layers]
     return tuple(sorted(found.items()))
 
 
 def _file(module: str) -> Path | None:
+    """Where the module's source lies. Looking a submodule up would execute its packages, so only the top one is."""
+    top, *parts = module.split(".")
     try:
-        spec = importlib.util.find_spec(module)
-    except (ModuleNotFoundError, ValueError):
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # __main__ of an interactive session
         return None
-    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        place = Path(location).joinpath(*parts)
+        found = next((p for p in (place / "__init__.py", place.with_suffix(".py")) if p.is_file()), None)
+        if found is not None:
+            return found
+    return Path(spec.origin) if spec and not parts and (spec.origin or "").endswith(".py") else None
 
 
-def _imports(text: bytes, module: str) -> list[str]:
+def _imports(text: bytes, package: str) -> list[str]:
     names: list[str] = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -46,7 +54,7 @@ def _imports(text: bytes, module: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                package = module.split(".")[: -node.level]
-                base = ".".join([*package, base]).strip(".")
+                above = package.split(".")
+                base = ".".join([*above[: len(above) - node.level + 1], base]).strip(".")
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     return names

@@ -9,6 +9,8 @@ and its working copy are only ever read.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 import threading
 import time
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from infra.errors import DatasetNotFoundError, StoreError
+from infra.errors import ConfigurationError, DatasetNotFoundError, StoreError
 from infra.files import clear_drafts, draft_folder, folder_digest, publish, write_text
 from infra.references import DatasetRef
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 _LOCK = threading.Lock()
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)  # it becomes a folder, and stands in NAME@VERSION
 _LOCK_PATIENCE = 60.0  # DVC itself gives up on its repository lock after 3 seconds
 
 
@@ -71,15 +74,24 @@ class DataVersions:
             Writes the shards into a draft folder and returns the number of rows. If it raises, nothing remains.
         source : str
             What the version was made from; kept in the ``.dvc`` file.
+
+        Raises
+        ------
+        ConfigurationError
+            If `name` can not be a dataset's name.
         """
+        if not _NAME.fullmatch(name):
+            raise ConfigurationError(f"{name!r} can not name a dataset. Use letters, digits, '.', '_' and '-' only.")
         with draft_folder(self.folder) as draft:
             rows = write(draft)
             digest = folder_digest(draft)
             final = self.folder / name / digest[:20]
-            if not self._complete(final):
-                if final.exists():  # left by a process that died before DVC had it
+            whole = final.exists() and folder_digest(final) == digest
+            if not whole or not self._complete(final):
+                if not whole and final.exists():  # bytes lost or changed since
                     shutil.rmtree(final)
                 publish(draft, final)
+                self._drop_damaged_cache(final)
                 self._add_to_dvc(final)
                 self._annotate(final, name, rows, digest, source)
         return self._ref(final)
@@ -95,9 +107,9 @@ class DataVersions:
         found = [ref for ref in self.list(name) if version in ("", ref.version) or _abbreviates(version, ref)]
         if len({ref.version for ref in found}) != 1:
             known = ", ".join(str(ref) for ref in self.list(name)[:5]) or "none yet"
-            what = "no version" if not found else f"{len(found)} versions"
+            what = "is no version" if not found else f"are {len(found)} versions"
             raise DatasetNotFoundError(
-                f"There is {what} {version!r} of the dataset {name!r}. Known: {known}. "
+                f"There {what} {version!r} of the dataset {name!r}. Known: {known}. "
                 "List them with `clearwell data list`.",
                 name=name,
                 version=version,
@@ -143,7 +155,7 @@ class DataVersions:
         Raises
         ------
         StoreError
-            If `target` exists and is not empty, or the cache does not hold the version.
+            If `target` exists and is not empty, or the cache does not hold the version as it was.
         """
         if target.exists() and any(target.iterdir()):
             raise StoreError(f"{target} is not empty. Name a folder that does not exist yet.", target=target)
@@ -161,8 +173,12 @@ class DataVersions:
                 source = Path(odb.oid_to_path(entry["md5"]))
                 destination = draft / entry["relpath"]
                 destination.parent.mkdir(parents=True, exist_ok=True)
-                if not source.exists():
-                    raise StoreError(f"DVC's cache lost the file {entry['relpath']} of {ref}.", ref=ref)
+                if _md5(source) != entry["md5"]:
+                    raise StoreError(
+                        f"DVC's cache lost the file {entry['relpath']} of {ref}, or it was changed there. "
+                        "Run the stage that made it again with `--refresh`.",
+                        ref=ref,
+                    )
                 shutil.copyfile(source, destination)
             if target.exists():
                 target.rmdir()
@@ -195,6 +211,15 @@ class DataVersions:
     def _complete(self, folder: Path) -> bool:
         return self._pin(folder).exists() and "meta" in self._read_pin(folder)
 
+    def _drop_damaged_cache(self, folder: Path) -> None:
+        """DVC trusts a file its cache already has, so one that was changed there has to go first."""
+        odb = self.repo.cache.local
+        for path in (p for p in folder.rglob("*") if p.is_file()):
+            name = _md5(path)
+            kept = Path(odb.oid_to_path(name))
+            if kept.exists() and _md5(kept) != name:
+                kept.unlink()
+
     def _add_to_dvc(self, folder: Path) -> None:
         """One DVC command at a time: threads queue here, other processes are waited for."""
         from dvc.lock import LockError
@@ -209,6 +234,15 @@ class DataVersions:
                     if time.monotonic() > deadline:
                         raise
                     time.sleep(0.2)
+
+
+def _md5(path: Path) -> str | None:
+    """DVC's name for a file's content; None if it is not there."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    except FileNotFoundError:
+        return None
 
 
 def _abbreviates(version: str, ref: DatasetRef) -> bool:

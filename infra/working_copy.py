@@ -41,6 +41,11 @@ def pull(root: Path) -> int:
     return int(found.get("fetched", 0))
 
 
+def names(root: Path) -> list[str]:
+    """Datasets of the working copy, as far as it is checked out."""
+    return sorted(folder.name for folder in (root / DATA).glob("*") if any(folder.glob("*/*.parquet")))
+
+
 def find(root: Path, name: str) -> Sources:
     """The parts of the dataset `name` in the working copy, fetched first if the copy is not there.
 
@@ -52,9 +57,8 @@ def find(root: Path, name: str) -> Sources:
     home = root / DATA
     if not home.exists() and (root / PIN).exists():
         pull(root)
-    folder = home / name
-    if not any(folder.glob("*/*.parquet")):
-        known = sorted(p.name for p in home.glob("*") if any(p.glob("*/*.parquet")))
+    known = names(root)
+    if name not in known:
         raise DatasetNotFoundError(
             f"There is no dataset {name!r} in {home}. Known: {', '.join(known) or 'none'}. "
             "Name one of these, or a path with `clearwell run --data PATH`.",
@@ -62,4 +66,4 @@ def find(root: Path, name: str) -> Sources:
         )
     parts = [home / part / f"{name}.parquet" for part in ("truth", "erasure")]
     truth, erasure = (part if part.exists() else None for part in parts)
-    return Sources(folder, truth, erasure)
+    return Sources(home / name, truth, erasure)
