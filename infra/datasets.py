@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import logging
 import shutil
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -100,7 +101,7 @@ def write_split(data: Dataset, folder: Path, split: str, shard_rows: int = SHARD
     target.mkdir(parents=True, exist_ok=True)
     for number, start in enumerate(range(0, max(len(data), 1), shard_rows)):
         shard = data.select(range(start, min(start + shard_rows, len(data))))
-        shard.to_parquet(str(target / f"part-{number:05d}.parquet"), compression="zstd")
+        shard.to_parquet(str(target / f"part-{number:05d}.parquet"))
     return len(data)
 
 
@@ -166,7 +167,7 @@ def decode(cell: dict[str, Any] | None) -> NDArray[np.uint8] | None:
         with Pillow.open(io.BytesIO(cell["bytes"])) as image:
             image.load()
             return np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16", "I") else "RGB"))
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Pillow.DecompressionBombError):
         return None
 
 

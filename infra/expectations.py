@@ -85,6 +85,7 @@ def build_suite(name: str, schema: Schema, bounds: Bounds) -> tuple[Any, dict[st
             ),
         ]
     if schema.kind == "text":
+        chosen.append((gxe.ExpectColumnValuesToNotBeNull(column="text"), "missing text"))
         chosen.append((gxe.ExpectColumnValueLengthsToBeBetween(column="text", min_value=1), "empty text"))
     for column in schema.features:
         chosen.append((gxe.ExpectColumnValuesToNotBeNull(column=column), f"missing value in {column}"))
@@ -118,7 +119,8 @@ class Validator:
         import great_expectations as gx
         from great_expectations.data_context.types.base import ProgressBarsConfig
 
-        logging.getLogger("great_expectations").setLevel(logging.ERROR)
+        for name in ("great_expectations", "great_expectations.data_context.types.base"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         self.docs = docs
         self.context = gx.get_context(mode="ephemeral")
         self.context.variables.progress_bars = ProgressBarsConfig(globally=False)
@@ -189,8 +191,8 @@ def _report(outcome: Any, reasons: dict[str, str], frame: pd.DataFrame) -> Repor
     return report
 
 
-def row_facts(ids: list[Any], labels: Any, domains: list[Any], extra: dict[str, Any]) -> pd.DataFrame:
-    """The frame :meth:`Validator.validate` checks; ``labelled`` repeats the labels without -1 and strangers."""
+def row_facts(ids: list[Any], labels: Any, domains: list[Any], n_classes: int, extra: dict[str, Any]) -> pd.DataFrame:
+    """The frame :meth:`Validator.validate` checks; ``labelled`` repeats the labels that name a class."""
     frame = pd.DataFrame({"row": np.arange(len(ids)), "id": ids, "label": labels, "domain": domains, **extra})
-    frame["labelled"] = frame["label"].where(frame["label"] >= 0).astype("Int64")
+    frame["labelled"] = frame["label"].where(frame["label"].between(0, n_classes - 1))
     return frame

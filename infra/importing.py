@@ -14,10 +14,12 @@ Columns of Parquet and CSV (only one of the first three groups is needed, everyt
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from rich.progress import track
@@ -31,6 +33,7 @@ SPLITS = ("train", "unlabelled", "test", "target")
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp")
 TABLE_FILES = (".parquet", ".csv")
 TEST_SHARE = 5  # one labelled row in five
+MOST_CLASSES = 10_000
 
 
 def import_path(versions: DataVersions, path: Path, name: str | None = None) -> DatasetRef:
@@ -46,7 +49,7 @@ def import_path(versions: DataVersions, path: Path, name: str | None = None) -> 
     frame = read_path(path)
     label_names = _number_labels(frame)
     _require_content(frame, path)
-    chosen = name or path.resolve().stem.lower().replace(" ", "-")
+    chosen = name or re.sub(r"[^a-z0-9._-]+", "-", path.resolve().stem.lower()).strip("-._") or "data"
 
     def write(folder: Path) -> int:
         rows = 0
@@ -73,16 +76,24 @@ def read_path(path: Path) -> pd.DataFrame:
 
 def _read_file(path: Path) -> pd.DataFrame:
     try:
-        frame = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path)
+        frame = (
+            pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path, dtype={"id": "string"})
+        )
     except Exception as error:
         raise DatasetFormatError(f"{path} can not be read as {path.suffix[1:] or 'a table'}: {error}") from error
     if path.parent.name in SPLITS and "split" not in frame:
         frame["split"] = path.parent.name
-    if "image" in frame and len(frame) and isinstance(frame["image"].dropna().iloc[0], str):
-        frame["image"] = [_read_image(path.parent / str(file)) for file in frame["image"]]
-    elif "image" in frame:
-        frame["image"] = [cell["bytes"] if isinstance(cell, dict) else cell for cell in frame["image"]]
+    if "image" in frame:
+        frame["image"] = pd.Series([_image_bytes(cell, path.parent) for cell in frame["image"]], dtype=object)
     return frame
+
+
+def _image_bytes(cell: Any, folder: Path) -> bytes | None:
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, str):
+        return _read_image(folder / cell)
+    return cell if isinstance(cell, bytes) else None
 
 
 def _read_folders(path: Path) -> pd.DataFrame:
@@ -105,7 +116,7 @@ def _read_folders(path: Path) -> pd.DataFrame:
 
 
 def _read_image(file: Path) -> bytes | None:
-    return file.read_bytes() if file.exists() else None
+    return file.read_bytes() if file.is_file() else None
 
 
 def _progress(items: list[Any], text: str) -> Iterable[Any]:
@@ -118,7 +129,7 @@ def _complete(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     frame = frame.copy()
     if "id" not in frame:
         frame["id"] = list(_content_ids(frame))
-    frame["id"] = frame["id"].astype("string")
+    frame["id"] = frame["id"].convert_dtypes().astype("string")  # whole numbers beside missing ones stay whole
     if "label" not in frame:
         frame["label"] = None
     for column, default in (("domain", "default"), ("source", path.name)):
@@ -153,7 +164,14 @@ def _content_ids(frame: pd.DataFrame) -> Iterator[str]:
 def _number_labels(frame: pd.DataFrame) -> list[str]:
     """Replace labels by numbers in place and return the class names; unlabelled rows become -1."""
     given = frame["label"].where(~frame["label"].isin([-1, "-1", ""]))
-    numeric = pd.to_numeric(given, errors="coerce")
+    numeric = pd.to_numeric(given, errors="coerce").replace([np.inf, -np.inf], np.nan).astype("Float64")
+    if numeric.notna().any() and numeric.max() >= MOST_CLASSES:
+        row = numeric.idxmax()
+        raise DatasetFormatError(
+            f"The label of row {row} (id {frame['id'][row]}) is {numeric[row]:g}. Numbers as labels count classes from "
+            f"0 and stay below {MOST_CLASSES}; give names otherwise.",
+            rows=[row],
+        )
     if (numeric.notna() == given.notna()).all() and (numeric.dropna() == numeric.dropna().round()).all():
         names = [str(c) for c in range(int(numeric.max()) + 1)] if numeric.notna().any() else []
         frame["label"] = numeric.fillna(-1).astype(int)
@@ -195,9 +213,10 @@ def _dataset(frame: pd.DataFrame, names: list[str]) -> Dataset:
     features |= {column: Value("string") for column in ("domain", "split", "source")}
     for column in frame:
         if column not in features:
-            features[str(column)] = Value("float32") if frame[column].dtype == "float32" else Value("string")
+            dtype = str(frame[column].dtype)
+            features[str(column)] = Value(dtype if dtype.startswith(("int", "uint", "float", "bool")) else "string")
     columns = {
-        name: [None if value is None or value is pd.NA else value for value in frame[name].tolist()]
+        name: [None if pd.api.types.is_scalar(value) and pd.isna(value) else value for value in frame[name].tolist()]
         for name in features
     }
     for name, feature in features.items():
