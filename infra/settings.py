@@ -6,7 +6,7 @@ import difflib
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from infra.errors import ConfigurationError
 
 SETTINGS_FILE = "mlflow.yaml"
+_OTHER_VARIABLES = ("actor", "data_cache")  # CLEARWELL_* variables that are no settings
 
 
 class _Section(BaseModel):
@@ -127,14 +128,27 @@ def settings() -> Settings:
         If ``mlflow.yaml`` or an environment variable holds an unknown name or an impossible value.
     """
     root = find_root()
+    _reject_unknown_variables()
     try:
         loaded = Settings(root=root)
-    except (ValidationError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, yaml.YAMLError) as error:
         raise ConfigurationError(
             f"{root / SETTINGS_FILE} (or a CLEARWELL_* variable) can not be used:\n{explain_invalid(error, Settings)}"
         ) from None
     quiet_telemetry(loaded)
     return loaded
+
+
+def _reject_unknown_variables() -> None:
+    """A misspelt ``CLEARWELL_*`` variable would otherwise be passed over in silence."""
+    known = [*Settings.model_fields, *_OTHER_VARIABLES]
+    for variable in os.environ:
+        name = variable.removeprefix("CLEARWELL_").partition("__")[0].lower()
+        near = difflib.get_close_matches(name, known, n=1)
+        if variable.startswith("CLEARWELL_") and name not in known and near:
+            raise ConfigurationError(
+                f"The environment variable {variable} names no setting. Did you mean 'CLEARWELL_{near[0].upper()}'?"
+            )
 
 
 def quiet_telemetry(current: Settings) -> None:
@@ -154,7 +168,7 @@ def quiet_telemetry(current: Settings) -> None:
         "MLFLOW_TRACKING_URI": current.tracking_uri,
         "PREFECT_HOME": str(prefect_home),
         "PREFECT_CLI_PROMPT": "false",
-        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
@@ -182,10 +196,12 @@ def explain_invalid(error: Exception, model: type[BaseModel]) -> str:
 
 
 def _fields_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    for part in path:
-        field = model.model_fields.get(str(part)) if isinstance(part, str) else None
-        inner = field.annotation if field else None
+    """Names that the model at `path` knows, as a user writes them; numbers in the path are places in a list."""
+    for part in (part for part in path if isinstance(part, str)):
+        named = {field.alias or name: field for name, field in model.model_fields.items()}
+        inner = named[part].annotation if part in named else None
+        inner = next((item for item in get_args(inner) if isinstance(item, type)), inner)
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return []
         model = inner
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
