@@ -67,6 +67,7 @@ class ModelRegistry:
                 raise
         for found in client.search_model_versions(f"name = '{name}'"):
             if found.tags.get("clearwell.key") == key:
+                self._file_registration(name, str(found.version), found.run_id, key)
                 return str(found.version)
         flat = {f"{_METRIC_TAG}{s}.{m}": repr(float(v)) for s, values in measured.items() for m, v in values.items()}
         made = client.create_model_version(
@@ -76,7 +77,7 @@ class ModelRegistry:
             tags={**tags, **flat, "clearwell.key": key},
             description=description,
         )
-        self.ledger.append("registered", model=name, version=made.version, run=run, key=key)
+        self._file_registration(name, str(made.version), run, key)
         return str(made.version)
 
     def measured(self, name: str, version: str) -> dict[str, dict[str, float]]:
@@ -116,10 +117,7 @@ class ModelRegistry:
 
     def verdicts(self, name: str, version: str) -> tuple[Verdict, ...]:
         """The latest verdicts filed for a version; empty if it was never judged."""
-        for entry in reversed(self.ledger.entries("verdicts")):
-            if entry["payload"]["model"] == name and str(entry["payload"]["version"]) == str(version):
-                return tuple(Verdict.model_validate(item) for item in entry["payload"]["verdicts"])
-        return ()
+        return tuple(Verdict.model_validate(item) for item in self._judgement(name, version).get("verdicts", ()))
 
     def promote(self, name: str, version: str, alias: str = CHAMPION, reason: str = "") -> VersionRef:
         """Give `alias` to a version whose verdicts all hold. Compare-and-set under a lease.
@@ -132,12 +130,14 @@ class ModelRegistry:
             If another promotion of the model is under way.
         """
         self.require_version(name, version)
-        verdicts = self.verdicts(name, version)
-        if alias == CHAMPION:
-            self._require_verdicts(name, version, verdicts)
         with self.ledger.lease(f"promote:{name}", self.settings.registry.lease_seconds):
             before = self.holder(name, alias)
-            if before != version:
+            verdicts = self.verdicts(name, version)
+            if alias == CHAMPION:
+                if verdicts and before != version and self._judged_against(name, version) != before:
+                    verdicts = self.judge(name, version)  # the champion changed since the version was judged
+                self._require_verdicts(name, version, verdicts)
+            if before != version or self._filed_holder(name, alias) != version:
                 self._move(name, version, alias, before, reason or "gates hold")
         return VersionRef(name=name, version=version, alias=alias, verdicts=verdicts)
 
@@ -179,21 +179,45 @@ class ModelRegistry:
             for v in found
         ]
 
+    def require_model(self, name: str) -> None:
+        """Raise PromotionError unless a model of that name is registered."""
+        names = [model.name for model in self.tracker.client.search_registered_models()]
+        if name not in names:
+            raise PromotionError(
+                f"There is no registered model {name!r}. Registered models: {', '.join(names) or 'none'}.", model=name
+            )
+
     def require_version(self, name: str, version: str) -> None:
         """Raise PromotionError unless the version exists."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self.tracker.client.get_model_version(name, version)
-        except MlflowException:
-            names = [model.name for model in self.tracker.client.search_registered_models()]
-            known = [v["version"] for v in self.versions(name)] if name in names else []
-            tell = (
-                f"Its versions: {', '.join(known)}." if known else f"Registered models: {', '.join(names) or 'none'}."
-            )
+        self.require_model(name)
+        known = [v["version"] for v in self.versions(name)]
+        if version not in known:
             raise PromotionError(
-                f"There is no version {version!r} of the model {name!r}. {tell}", model=name, version=version
-            ) from None
+                f"There is no version {version!r} of the model {name!r}. Its versions: {', '.join(known) or 'none'}.",
+                model=name,
+                version=version,
+            )
+
+    def _judgement(self, name: str, version: str) -> dict[str, Any]:
+        for entry in reversed(self.ledger.entries("verdicts")):
+            if entry["payload"]["model"] == name and str(entry["payload"]["version"]) == str(version):
+                return dict(entry["payload"])
+        return {}
+
+    def _judged_against(self, name: str, version: str) -> str | None:
+        return self._judgement(name, version).get("against")
+
+    def _filed_holder(self, name: str, alias: str) -> str | None:
+        """Who holds the alias by the ledger; a process that died while moving it may have left this behind."""
+        for entry in reversed(self.history(name)):
+            if entry["kind"] in ("promoted", "rollback") and entry["payload"]["alias"] == alias:
+                return str(entry["payload"]["version"])
+        return None
+
+    def _file_registration(self, name: str, version: str, run: str, key: str) -> None:
+        """Enter a version into the ledger, once."""
+        if not any(e["kind"] == "registered" and e["payload"]["version"] == version for e in self.history(name)):
+            self.ledger.append("registered", model=name, version=version, run=run, key=key)
 
     def _require_verdicts(self, name: str, version: str, verdicts: tuple[Verdict, ...]) -> None:
         failed = [verdict for verdict in verdicts if not verdict.holds]
@@ -218,7 +242,7 @@ class ModelRegistry:
     ) -> None:
         """Move an alias. The way back is set first and the ledger written last, so a repeat ends the same."""
         client = self.tracker.client
-        if alias == CHAMPION and before is not None:
+        if alias == CHAMPION and before not in (None, version):
             client.set_registered_model_alias(name, PREVIOUS, before)
         client.set_registered_model_alias(name, alias, version)
         if self.holder(name, alias) != version:

@@ -14,9 +14,9 @@ def promote_version(name: str, version: str | None, alias: str, reason: str, as_
     from flows.commands.console import out, print_json
 
     registry = Project().registry
+    registry.require_model(name)
     chosen = version or registry.holder(name, CANDIDATE)
     if chosen is None:
-        registry.require_version(name, "1")
         raise PromotionError(
             f"The model {name!r} has no candidate. Name a version: `clearwell promote {name} VERSION`."
         )
@@ -34,7 +34,9 @@ def roll_back(name: str, reason: str, as_json: bool) -> None:
     settings()
     from flows.commands.console import out, print_json
 
-    done = Project().registry.rollback(name, reason)
+    registry = Project().registry
+    registry.require_model(name)
+    done = registry.rollback(name, reason)
     if as_json:
         print_json(done.model_dump())
         return
@@ -47,9 +49,8 @@ def show_history(name: str, as_json: bool) -> None:
     from flows.commands.console import out, print_json, print_table
 
     project = Project()
+    project.registry.require_model(name)
     versions, entries = project.registry.versions(name), project.registry.history(name)
-    if not versions:
-        project.registry.require_version(name, "1")
     broken = project.ledger.broken_at()
     if as_json:
         print_json({"versions": versions, "ledger": entries, "ledger_broken_at": broken})
