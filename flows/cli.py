@@ -195,9 +195,10 @@ def main() -> None:
     """Entry point: errors of clearwell become one message and an exit code."""
     try:
         app()
-    except KeyboardInterrupt:
-        print("Interrupted. What finished is kept; the same command continues.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:
+            print("Interrupted. What finished is kept; the same command continues.", file=sys.stderr)
+        raise
     except Exception as error:
         from infra.errors import ClearwellError
 

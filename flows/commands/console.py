@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -30,7 +31,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence
     for name in names:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*(figure(row.get(name, "")) for name in names))
+        table.add_row(*(escape(figure(row.get(name, ""))) for name in names))
     out.print(table)
 
 

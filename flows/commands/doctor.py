@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from infra.errors import ClearwellError, ConfigurationError
 from infra.settings import settings
 
@@ -34,7 +36,7 @@ def examine(as_json: bool) -> None:
 def _finding(name: str, check: Callable[[], str]) -> dict[str, Any]:
     try:
         return {"check": name, "state": "ok", "found": check()}
-    except (ClearwellError, OSError, RuntimeError) as problem:
+    except (ClearwellError, OSError, RuntimeError, SQLAlchemyError) as problem:
         return {"check": name, "state": "mend", "found": str(problem)}
 
 
@@ -46,7 +48,7 @@ def _python() -> str:
 
 def _packages() -> str:
     found = {}
-    for name in PACKAGES:
+    for name in dict.fromkeys((*PACKAGES, *PINNED)):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
