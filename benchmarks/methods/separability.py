@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from benchmarks.data import digits, embed_texts, package_descriptions
@@ -100,12 +101,14 @@ def rank_correlation(a: Any, b: Any) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-def digits_run(seed: int) -> tuple[dict[str, float], list[dict[str, float]]]:
+def digits_run(seed: int, standardise: bool = True) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Figures of one seed, and its course over the checkpoints."""
     images, labels = digits()
     rows = images.reshape(len(images), -1) / 255
     order = np.random.default_rng(seed).permutation(len(rows))
     train, test = order[:300], order[300:1100]
+    if standardise:
+        rows = StandardScaler().fit(rows[train]).transform(rows)
     X, y, held_out, truth = rows[train], labels[train], rows[test], labels[test]
     run = trained(X, y, held_out, seed, 64, 32)
     scores = curve(run.embeddings, seed)
@@ -167,7 +170,8 @@ def package_run(name: str, embeddings: dict[str, NDArray[np.float32]], seed: int
     few, rest = order[:64], order[64:]
     run = trained(X[few], y[few], np.concatenate([X[few], X[rest]]), seed, 64, 32)
     held_out = [E[64:] for E in run.embeddings]
-    scores = curve(held_out, seed)
+    measure = PersistenceSeparability(random_state=seed, drop_duplicates=False).fit(held_out[0])
+    scores = [measure.score(E) for E in held_out]
 
     def auc(E: NDArray[np.float32]) -> float:
         probe = LogisticRegression(max_iter=2000).fit(E[:64], y[few])
@@ -179,11 +183,28 @@ def package_run(name: str, embeddings: dict[str, NDArray[np.float32]], seed: int
         "seed": seed,
         "score_before": float(scores[0]),
         "score_after": float(scores[-1]),
+        "score_std_before": measure.score_std_,
         "auc_before": aucs[0],
         "auc_after": aucs[-1],
         "same_sign": float(np.sign(scores[-1] - scores[0]) == np.sign(aucs[-1] - aucs[0])),
         "spearman": rank_correlation(scores, aucs),
     }
+
+
+def texts_note(rows: list[dict[str, Any]]) -> str:
+    """Say what the two pairs show."""
+    parts = []
+    for name in PAIRS:
+        mine = [row for row in rows if row["pair"].startswith(name)]
+        agree = sum(row["same_sign"] for row in mine)
+        moved = np.mean([row["score_after"] - row["score_before"] for row in mine])
+        spread = np.mean([row["score_std_before"] for row in mine])
+        before, after = (np.mean([row[f"auc_{when}"] for row in mine]) for when in ("before", "after"))
+        parts.append(
+            f"{mine[0]['pair']}: {agree:.0f} of {len(mine)} agree, AUC {before:.2f} -> {after:.2f}, "
+            f"score {moved:+.3f} (standard deviation over subsets {spread:.3f})"
+        )
+    return "; ".join(parts) + ". Classes that still overlap open no gap for the score to see."
 
 
 def plane_run(seed: int, direction: tuple[float, float], repeats: int = 1) -> tuple[list[float], list[float]]:
@@ -230,18 +251,28 @@ def collect_plane(evidence: Evidence) -> None:
 
 def collect(evidence: Evidence) -> None:
     """Measure the score against held-out accuracy, on texts, and on Gaussians whose separation is known."""
-    evidence.uses("UCI handwritten digits (scikit-learn), 300 training and 800 held-out rows")
+    evidence.uses("UCI handwritten digits (scikit-learn), 300 training and 800 held-out rows, standardised")
     runs = [digits_run(seed) for seed in evidence.seeds]
     figures = [run[0] for run in runs]
     evidence.table("digits: each seed", figures)
+    raw = [digits_run(seed, standardise=False)[0] for seed in evidence.seeds]
+    evidence.table("digits: raw pixels in place of standardised ones", raw)
     evidence.table("digits: course of training", [row for run in runs for row in run[1]])
     spearman = [row["spearman"] for row in figures]
     evidence.check("digits: Spearman of score and held-out accuracy, mean", spearman, at_least=0.80)
     evidence.check("digits: Spearman of score and held-out accuracy, worst seed", min(spearman), at_least=0.60)
     rise = [row["final_score"] - row["first_score"] for row in figures]
     evidence.check("digits: rise of the score from epoch 0 to 60, smallest", min(rise), at_least=0.08)
-    lost = max(row["points_lost"] for row in figures)
-    evidence.check("digits: accuracy points lost by the stopper's checkpoint, worst seed", lost, at_most=1.0)
+    lost = [row["points_lost"] for row in figures]
+    evidence.check(
+        "digits: accuracy points lost by the stopper's checkpoint, worst seed",
+        max(lost),
+        at_most=1.0,
+        note=(
+            f"Mean {np.mean(lost):.2f}; epochs chosen: {[row['chosen_epoch'] for row in figures]}. "
+            "Where the score peaks early, accuracy still gains its last points on a plateau of the score."
+        ),
+    )
     still = max(row["frozen_range_in_std"] for row in figures)
     evidence.check("digits: range of a frozen encoder's score, in standard deviations", still, at_most=2.0)
     fired = [row["frozen_fired_at"] for row in figures]
@@ -261,6 +292,7 @@ def collect(evidence: Evidence) -> None:
         "package descriptions: share of runs whose score and held-out AUC change with the same sign",
         float(np.mean([row["same_sign"] for row in texts])),
         at_least=1.0,
+        note=texts_note(texts),
     )
 
     evidence.uses("Two Gaussian clouds in the plane, drawn")
