@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,10 +65,10 @@ class Chain:
     predictable : bool
         Whether the mean of the consumer's input follows from mean and deviation of the pre-activation: no activation
         or max-pooling after an average.
-    coverage : Tensor, (positions of the consumer's kernel, or block)
-        Share of the consumer's outputs for which each position of the kernel lies on the map, not on zero padding.
-    apply : callable
-        The activation itself, on any tensor.
+    coverage : tuple of float, one for each position of the consumer's kernel or block
+        Share of the consumer's outputs for which the position lies on the map and not on zero padding.
+    steps : tuple of str
+        Nodes of the graph that make up the activation.
     """
 
     producer: str
@@ -80,8 +79,8 @@ class Chain:
     block: int
     window: int
     predictable: bool
-    coverage: Tensor = field(repr=False, compare=False)
-    apply: Callable[[Tensor], Tensor] = field(repr=False, compare=False)
+    coverage: tuple[float, ...] = field(repr=False)
+    steps: tuple[str, ...]
 
 
 class _Obstacle(Exception):
@@ -165,6 +164,20 @@ def find_chains(graph: fx.GraphModule) -> tuple[dict[str, Chain], dict[str, str]
     return chains, obstacles
 
 
+def activate(graph: fx.GraphModule, chain: Chain, values: Tensor) -> Tensor:
+    """The activation of `chain` on any tensor."""
+    nodes = {node.name: node for node in graph.graph.nodes}
+    for node in (nodes[name] for name in chain.steps):
+        module = _module(graph, node)
+        if module is not None:
+            values = module(values.clone())
+        else:
+            target: Any = torch.relu if node.target == "relu" else node.target
+            options = {key: value for key, value in node.kwargs.items() if key != "inplace"}
+            values = target(values, *node.args[1:], **options)
+    return values
+
+
 def rewrite_consumer(graph: fx.GraphModule, chain: Chain, scales: Tensor, shift: Tensor) -> None:
     """Let the consumer read fewer channels: ``W'_new[o, :] = sum_c W'[o, c] S[c, :]`` at every position.
 
@@ -225,7 +238,7 @@ def _follow(graph: fx.GraphModule, start: fx.Node) -> Chain:
     if isinstance(producer, nn.Linear) and len(_shape(start)) != 2:
         raise _Obstacle("it is a linear layer on more than two axes")
     norm, activation, window, predictable, averaged = None, "identity", 1, True, False
-    steps: list[Callable[[Tensor], Tensor]] = []
+    steps: list[str] = []
     node = _only_reader(start)
     while not isinstance(_module(graph, node), LAYERS):
         module = _module(graph, node)
@@ -240,7 +253,7 @@ def _follow(graph: fx.GraphModule, start: fx.Node) -> Chain:
             if kind in (_RELU, _ACT):
                 predictable &= not averaged
                 activation = kind if activation == "identity" and kind == _RELU else "other"
-                steps.append(_callable(graph, node))
+                steps.append(node.name)
             if kind == _MAX:
                 predictable &= not averaged
                 window *= _window(node, module)
@@ -261,15 +274,9 @@ def _follow(graph: fx.GraphModule, start: fx.Node) -> Chain:
         block=block,
         window=window,
         predictable=predictable,
-        coverage=_coverage(node, consumer, block),
-        apply=lambda values: _composed(steps, values),
+        coverage=tuple(_coverage(node, consumer, block).tolist()),
+        steps=tuple(steps),
     )
-
-
-def _composed(steps: list[Callable[[Tensor], Tensor]], values: Tensor) -> Tensor:
-    for step in steps:
-        values = step(values)
-    return values
 
 
 def _only_reader(node: fx.Node) -> fx.Node:
@@ -369,15 +376,6 @@ def _averages_map(node: fx.Node) -> bool:
     rank = len(node.args[0].meta["tensor_meta"].shape)  # type: ignore[union-attr]
     axes: set[Any] = {given} if isinstance(given, int) else set(given or ())  # type: ignore[arg-type]
     return bool(axes) and all(axis % rank >= 2 for axis in axes)
-
-
-def _callable(graph: fx.GraphModule, node: fx.Node) -> Callable[[Tensor], Tensor]:
-    module = _module(graph, node)
-    if module is not None:
-        return lambda values: module(values.clone())
-    target: Any = torch.relu if node.target == "relu" else node.target
-    options = {key: value for key, value in node.kwargs.items() if key != "inplace"}
-    return lambda values: target(values, *node.args[1:], **options)
 
 
 def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:

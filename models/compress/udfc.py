@@ -31,6 +31,7 @@ from torch import Tensor, fx, nn
 
 from models.compress.chains import (
     Chain,
+    activate,
     find_chains,
     layer_nodes,
     multiply_adds,
@@ -516,13 +517,13 @@ class UnifiedDataFreeCompressor(BaseEstimator):
         taps = consumer.weight.to(layer.offset.dtype).reshape(len(consumer.weight), len(layer.offset), -1)
         constant = layer.constant.clone()
         constant[layer.kept] = False
-        shift = taps[:, constant].sum(2) @ chain.apply(layer.offset[constant])
+        shift = taps[:, constant].sum(2) @ activate(graph, chain, layer.offset[constant])
         if self.mean_correction and norm is not None and chain.predictable and chain.activation != "other":
             scale_and_shift = batch_norm_output(norm, layer.offset.dtype)
             mean = expected_maximum(*scale_and_shift, chain.activation, chain.window)
             lost = mean - scales @ mean[layer.kept]
             lost[layer.constant] = 0.0
-            shift = shift + (taps * chain.coverage.to(taps.dtype)).sum(2) @ lost
+            shift = shift + taps @ taps.new_tensor(chain.coverage) @ lost
         return shift
 
 

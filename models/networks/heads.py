@@ -24,10 +24,11 @@ def folded_layer(layer: nn.Module) -> nn.Module:
     plain.__dict__.update({key: value for key, value in layer.__dict__.items() if not isinstance(value, dict)})
     for name in layer.parametrizations:  # type: ignore[union-attr]
         plain.register_parameter(name, nn.Parameter(getattr(layer, name).detach().clone()))
-    for name, parameter in layer.named_parameters(recurse=False):
-        plain.register_parameter(name, nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad))
-    for name, buffer in layer.named_buffers(recurse=False):
-        plain.register_buffer(name, buffer.clone())
+    for name, value in layer._parameters.items():
+        copied = None if value is None else nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
+        plain.register_parameter(name, copied)
+    for name, buffer in layer._buffers.items():
+        plain.register_buffer(name, None if buffer is None else buffer.clone())
     return plain
 
 

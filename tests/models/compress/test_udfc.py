@@ -21,6 +21,7 @@ from models.networks.heads import SplitClassifier
 from models.networks.mlp import MLPEncoder
 from models.networks.resnet import ResNetEncoder
 from models.registry import get_method
+from models.state import pack, unpack
 from models.training import ClassifierTrainer, cosine, sgd
 
 
@@ -508,6 +509,16 @@ def test_model_generator_and_mode_are_untouched_and_fits_agree():
     with torch.no_grad():
         next(first.parameters()).zero_()
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in method.transform().state_dict().items())
+
+
+def test_everything_fitted_is_packed():
+    network = lived_in(SplitClassifier(ConvEncoder((6, 8), 3), 4, 12))
+    method = UDFC().fit(network, torch.randn(2, 3, 8, 8))
+    tensors, config = pack(method)
+    assert config["left_out"] == {}
+    again = unpack(tensors, json.loads(json.dumps(config)))
+    assert again.plan_ == method.plan_
+    assert again.bits_ == method.bits_
 
 
 def test_dicts_choose_layers():
