@@ -55,9 +55,10 @@ class Scenario:
         """`model` after the short labelled repair."""
         return fine_tune(model, *self.repair_set(), epochs=REPAIR_EPOCHS, random_state=self.seed)
 
-    def ascended(self) -> nn.Module:
+    def ascended(self, **rates: Any) -> nn.Module:
         """The original after gradient ascent on what is to be forgotten."""
-        return gradient_ascent(self.original, self.X[self.forget], self.y[self.forget], random_state=self.seed)
+        forget, labels = self.X[self.forget], self.y[self.forget]
+        return gradient_ascent(self.original, forget, labels, random_state=self.seed, **rates)
 
     def report(self, models: dict[str, Any]) -> dict[str, dict[str, float]]:
         """The shared unlearning report."""
@@ -94,12 +95,13 @@ def class_removed(seed: int) -> Scenario:
 
 
 def noisy_labels(seed: int) -> Scenario:
-    """60% of the samples of classes 0-4 carry a wrong random label, and are to be forgotten."""
+    """60% of the samples of each of the classes 0-4 carry a wrong random label, and are to be forgotten."""
     X, y, X_test, y_test = _sample(seed)
     rng = np.random.default_rng(seed)
     wrong = np.zeros(len(y), dtype=bool)
-    low = np.flatnonzero(y < 5)
-    wrong[rng.choice(low, round(0.6 * len(low)), replace=False)] = True
+    for label in range(5):
+        rows = np.flatnonzero(y == label)
+        wrong[rng.choice(rows, int(0.6 * len(rows)), replace=False)] = True
     noisy = np.where(wrong, (y + rng.integers(1, 10, len(y))) % 10, y)
     return Scenario(X, noisy, wrong, X_test, y_test, (), seed)
 
@@ -122,6 +124,15 @@ def _pooled(images: NDArray[np.uint8]) -> Tensor:
 
 
 Figures = dict[str, dict[str, float]]
+HEADROOM = (
+    "Retraining without the mislabelled samples, the target, itself gains only {:.1f} points here: the original, trained "
+    "on them, still reaches {:.1f}% on clean test labels."
+)
+MILDER = (
+    "The collapse behind this bound appears with the published decoder, which ends with a sigmoid and lets the "
+    "unlearning step alone destroy the network (see the check before). The default decoder has no sigmoid, because embeddings are unbounded; its "
+    "unlearning step alone already removes the class and costs far less of the rest, so there is less to gain back."
+)
 SHOWN = (
     "train_r", "train_f", "test", "test_r", "test_f", "asr", "distance", "kl_forget", "kl_test", "l1_test",
     "relearn_steps",
@@ -137,10 +148,11 @@ def judge_class_removal(seed: int) -> Figures:
     models = {
         "LAF": laf,
         "LAF + repair": scenario.repaired(laf.model_),
-        "LAF, sigmoid decoder": scenario.unlearned(vae_sigmoid=True),
+        "LAF, published decoder": scenario.unlearned(vae_sigmoid=True),
         "LAF without alignment": scenario.unlearned(lr_align=0.0),
+        "LAF without alignment, published decoder": scenario.unlearned(vae_sigmoid=True, lr_align=0.0),
         "LAF without unlearning": scenario.unlearned(lr_unlearn=0.0),
-        "gradient ascent": scenario.ascended(),
+        "gradient ascent": scenario.ascended(epochs=2, lr=1e-5),
         "fine-tuning on all that remains": fine_tune(scenario.original, scenario.X[keep], scenario.y[keep]),
         "repair alone": scenario.repaired(scenario.original),
     }
@@ -154,7 +166,7 @@ def judge_noisy_labels(seed: int) -> Figures:
     models = {
         "LAF": laf,
         "LAF + repair": scenario.repaired(laf.model_),
-        "gradient ascent": scenario.ascended(),
+        "gradient ascent": scenario.ascended(epochs=1, lr=3e-6),
         "repair alone": scenario.repaired(scenario.original),
     }
     return scenario.report(models)
@@ -180,21 +192,26 @@ def _check_class_removal(evidence: Evidence, reports: list[Figures]) -> None:
 
     original, retrained = percent("original", "test_r"), percent("retrained", "test_r")
     laf, repaired = percent("LAF", "test_r"), percent("LAF + repair", "test_r")
-    without = percent("LAF without alignment", "test_r")
+    published = percent("LAF, published decoder", "test_r")
+    without = {decoder: percent(f"LAF without alignment{decoder}", "test_r") for decoder in ("", ", published decoder")}
     check("original test accuracy", percent("original", "test"), at_least=96)
     check("class removed: LAF, Test_f", percent("LAF", "test_f"), at_most=5)
     check("class removed: LAF, Test_r below the original's by", original - laf, at_most=4)
     check("class removed: LAF + repair, Test_r away from retrained", np.abs(repaired - retrained), at_most=1.5)
     check("class removed: LAF + repair, Test_f", percent("LAF + repair", "test_f"), at_most=5)
-    check("class removed: Test_r gained by the alignment step", laf - without, at_least=30)
+    gained = published - without[", published decoder"]
+    check("class removed: Test_r gained by the alignment step, published sigmoid decoder", gained, at_least=30)
+    check("class removed: Test_r gained by the alignment step", laf - without[""], at_least=30, note=MILDER)
 
 
 def _check_noisy_labels(evidence: Evidence, reports: list[Figures]) -> None:
-    original, laf, repaired, alone = (
+    original, retrained, laf, repaired, alone = (
         np.array([100 * report[model]["test"] for report in reports])
-        for model in ("original", "LAF", "LAF + repair", "repair alone")
+        for model in ("original", "retrained", "LAF", "LAF + repair", "repair alone")
     )
-    evidence.check("noisy labels: LAF + repair above the original by", (repaired - original).tolist(), at_least=5)
+    gained = repaired - original
+    note = "" if gained.mean() >= 5 else HEADROOM.format((retrained - original).mean(), original.mean())
+    evidence.check("noisy labels: LAF + repair above the original by", gained.tolist(), at_least=5, note=note)
     evidence.check("noisy labels: LAF + repair above repair alone by", (repaired - alone).tolist(), at_least=0)
     evidence.check("noisy labels: LAF alone away from the original", np.abs(laf - original).tolist(), at_most=1)
 

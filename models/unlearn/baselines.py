@@ -148,7 +148,7 @@ def gradient_ascent(
     X_forget: Inputs,
     y_forget: ArrayLike | Tensor,
     *,
-    epochs: int = 2,
+    epochs: int = 1,
     lr: float = 1e-5,
     batch_size: int = 32,
     freeze_batch_norm: bool = True,
