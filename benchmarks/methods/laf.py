@@ -125,13 +125,14 @@ def _pooled(images: NDArray[np.uint8]) -> Tensor:
 
 Figures = dict[str, dict[str, float]]
 HEADROOM = (
-    "Retraining without the mislabelled samples, the target, itself gains only {:.1f} points here: the original, trained "
-    "on them, still reaches {:.1f}% on clean test labels."
+    "Retraining without the mislabelled samples, the target, itself gains only {:.1f} points here: the original, "
+    "trained on them, still reaches {:.1f}% on clean test labels."
 )
 MILDER = (
     "The collapse behind this bound appears with the published decoder, which ends with a sigmoid and lets the "
-    "unlearning step alone destroy the network (see the check before). The default decoder has no sigmoid, because embeddings are unbounded; its "
-    "unlearning step alone already removes the class and costs far less of the rest, so there is less to gain back."
+    "unlearning step alone destroy the network (see the check before). The default decoder has no sigmoid, because "
+    "embeddings are unbounded; its unlearning step alone already removes the class and costs far less of the rest, "
+    "so there is less to gain back."
 )
 SHOWN = (
     "train_r", "train_f", "test", "test_r", "test_f", "asr", "distance", "kl_forget", "kl_test", "l1_test",
