@@ -88,6 +88,8 @@ def read_split(folder: Path, split: str) -> Dataset:
         )
     try:
         features = Features.from_arrow_schema(pq.read_schema(shards[0]))
+        if not any(pq.read_metadata(shard).num_rows for shard in shards):
+            return Dataset.from_dict({name: [] for name in features}, features=features)
         data = Dataset.from_parquet([str(shard) for shard in shards], features=features)
     except Exception as error:
         raise DatasetFormatError(f"The shards of {split!r} in {folder} can not be read: {error}") from error

@@ -165,14 +165,15 @@ def _number_labels(frame: pd.DataFrame) -> list[str]:
     """Replace labels by numbers in place and return the class names; unlabelled rows become -1."""
     given = frame["label"].where(~frame["label"].isin([-1, "-1", ""]))
     numeric = pd.to_numeric(given, errors="coerce").replace([np.inf, -np.inf], np.nan).astype("Float64")
-    if numeric.notna().any() and numeric.max() >= MOST_CLASSES:
-        row = numeric.idxmax()
-        raise DatasetFormatError(
-            f"The label of row {row} (id {frame['id'][row]}) is {numeric[row]:g}. Numbers as labels count classes from "
-            f"0 and stay below {MOST_CLASSES}; give names otherwise.",
-            rows=[row],
-        )
     if (numeric.notna() == given.notna()).all() and (numeric.dropna() == numeric.dropna().round()).all():
+        impossible = numeric.index[((numeric < 0) | (numeric >= MOST_CLASSES)).fillna(False)]
+        if len(impossible):
+            row = impossible[0]
+            raise DatasetFormatError(
+                f"The label of row {row} (id {frame['id'][row]}) is {numeric[row]:g}. Numbers as labels count classes "
+                f"from 0 and stay below {MOST_CLASSES}, -1 means unlabelled; give names otherwise.",
+                rows=list(impossible),
+            )
         names = [str(c) for c in range(int(numeric.max()) + 1)] if numeric.notna().any() else []
         frame["label"] = numeric.fillna(-1).astype(int)
         return names
@@ -205,7 +206,8 @@ def _require_content(frame: pd.DataFrame, path: Path) -> None:
 def _dataset(frame: pd.DataFrame, names: list[str]) -> Dataset:
     features: dict[str, Any] = {"id": Value("string")}
     if "image" in frame:
-        frame = frame.assign(image=[{"bytes": cell, "path": None} for cell in frame["image"]])
+        images = [None if cell is None else {"bytes": cell, "path": None} for cell in frame["image"]]
+        frame = frame.assign(image=pd.Series(images, dtype=object))
         features["image"] = Image(decode=False)
     elif "text" in frame:
         features["text"] = Value("string")
