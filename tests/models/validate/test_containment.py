@@ -129,7 +129,7 @@ def test_bounds_that_do_not_compare_are_an_error(bounds):
     graph, tables = pair(
         Told("p", pd.DataFrame({"a": [1]}), {"a": ColumnStats(*bounds, 0, True)}), pd.DataFrame({"a": [1]})
     )
-    with pytest.raises(ValueError, match="statistics of 'p' give column 'a'.*do not compare"):
+    with pytest.raises(ValueError, match=r"statistics of 'p' give column 'a'.*do not compare"):
         min_max_prune(graph, tables)
 
 

@@ -153,7 +153,7 @@ def test_a_selection_folds_case_and_leaves_columns_out():
         SelectedTable(FrameTable("t", pd.DataFrame({"A": [1], "a": [1]})), case_sensitive=False)
     with pytest.raises(ValueError, match="no column left"):
         SelectedTable(table, ["A", "b", "Loaded"])
-    with pytest.raises(ValueError, match="Tables must be handles.*got DataFrame"):
+    with pytest.raises(ValueError, match=r"Tables must be handles.*got DataFrame"):
         SelectedTable(pd.DataFrame({"a": [1]}))
 
 
