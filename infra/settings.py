@@ -25,30 +25,32 @@ class _Section(BaseModel):
 class Tracking(_Section):
     """Where MLflow keeps runs. Relative paths count from the project."""
 
-    uri: str = "sqlite:///.clearwell/mlflow.db"
-    artifacts: str = ".clearwell/artifacts"
-    experiment: str = "clearwell"
+    uri: str = Field("sqlite:///.clearwell/mlflow.db", description="Database or server of the runs and the registry.")
+    artifacts: str = Field(".clearwell/artifacts", description="Folder or address of what runs leave behind.")
+    experiment: str = Field("clearwell", description="Experiment that all runs belong to.")
 
 
 class Registry(_Section):
     """How models are registered."""
 
     model: str = Field("{data}-classifier", description="Name of the registered model; {data} is the dataset's name.")
-    requires_approval: bool = False
+    requires_approval: bool = Field(
+        False, description="Whether a run stops at the alias `candidate`, for a person to promote."
+    )
     lease_seconds: float = Field(60.0, gt=0, description="How long a promotion may hold the alias before it expires.")
 
 
 class Gate(_Section):
     """A bound on one metric that a model version must meet to be promoted."""
 
-    metric: str
-    split: str
-    at_least: float | None = None
-    at_most: float | None = None
+    metric: str = Field(description="Name of the metric, as evaluation writes it.")
+    split: str = Field(description="Where it was measured: test, target, erasure or model.")
+    at_least: float | None = Field(None, description="Smallest value that is accepted.")
+    at_most: float | None = Field(None, description="Largest value that is accepted.")
     worse_than_champion_by_at_most: float | None = Field(
         None, ge=0, description="Slack against the present champion, in the metric's own unit."
     )
-    higher_is_better: bool = True
+    higher_is_better: bool = Field(True, description="Which way the comparison with the champion goes.")
 
 
 class Settings(BaseSettings):
@@ -65,8 +67,8 @@ class Settings(BaseSettings):
     root: Path = Path()
     tracking: Tracking = Tracking()
     registry: Registry = Registry()
-    gates: tuple[Gate, ...] = ()
-    ledger: str = "sqlite:///.clearwell/ledger.db"
+    gates: tuple[Gate, ...] = Field((), description="What a version must show before it becomes champion.")
+    ledger: str = Field("sqlite:///.clearwell/ledger.db", description="Database of the audit trail.")
 
     @classmethod
     def settings_customise_sources(
