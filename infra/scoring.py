@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,17 +38,19 @@ def save_scoring_model(target: Path, model: Path, schema: Schema, example: Any, 
     labels = target.with_name("labels.json")
     labels.write_text(json.dumps({"label_names": list(schema.label_names)}))
     signature = ModelSignature(
-        inputs=Columns([TensorSpec(np.dtype(example.dtype), (-1, *example.shape[1:]), "inputs")]),
-        outputs=Columns([TensorSpec(np.dtype(answer.dtype), (-1, *answer.shape[1:]), "probabilities")]),
+        inputs=Columns([TensorSpec(np.dtype(example.dtype), (-1, *example.shape[1:]))]),
+        outputs=Columns([TensorSpec(np.dtype(answer.dtype), (-1, *answer.shape[1:]))]),
     )
-    mlflow.pyfunc.save_model(
-        str(target),
-        python_model=str(SCORING_CODE),
-        artifacts={"program": str(model / PROGRAM), "labels": str(labels)},
-        signature=signature,
-        pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "numpy", "torch")],
-        metadata={"product": "clearwell"},
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
+        mlflow.pyfunc.save_model(
+            str(target),
+            python_model=str(SCORING_CODE),
+            artifacts={"program": str(model / PROGRAM), "labels": str(labels)},
+            signature=signature,
+            pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "numpy", "torch")],
+            input_example=example,
+            metadata={"product": "clearwell"},
+        )
     for name in (WEIGHTS, DESCRIPTION):
         shutil.copyfile(model / name, target / name)
-    (target / "input_example.json").write_text(json.dumps({"inputs": {"inputs": example.tolist()}}))

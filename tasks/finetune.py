@@ -35,7 +35,7 @@ class NaiveConfig(StageConfig):
     """The baseline: same network, labels as given, no other stage."""
 
     method: str = Field("none", description="Supervised cross-entropy; there is nothing to choose.")
-    epochs: int = Field(12, ge=1, description="Passes over the labelled rows.")
+    epochs: int = Field(20, ge=1, description="Passes over the labelled rows.")
     lr: float = Field(0.05, gt=0, description="Initial learning rate (SGD, cosine schedule).")
     batch_size: int = Field(128, ge=2, description="Rows a step.")
 
