@@ -1,0 +1,1 @@
+"""User documentation, and what writes its generated pages."""
