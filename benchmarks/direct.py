@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import sys
@@ -45,7 +46,8 @@ def read(data: Path, split: str) -> tuple[torch.Tensor, np.ndarray, pd.DataFrame
 
 def main(data: Path) -> dict[str, Any]:
     """Run the methods with the flow's default parameters; returns the seconds each took."""
-    config, taken, began = load_config(), {}, time.perf_counter()
+    config, began = load_config(), time.perf_counter()
+    taken: dict[str, float] = {}
 
     def lap(name: str) -> None:
         taken[name] = time.perf_counter() - began - sum(taken.values())
@@ -91,8 +93,6 @@ def main(data: Path) -> dict[str, Any]:
 
     tune = config.finetune
     extra = {"lr": tune.lr, "label_smoothing": tune.label_smoothing, "augment": augment.PadCrop(2)}
-    import copy
-
     tuned = classifier(copy.deepcopy(simclr.encoder_), np.flatnonzero(labels >= 0), labels, tune.epochs, **extra)
     rows = np.flatnonzero((labels >= 0) & ~forget)
     retrained = classifier(copy.deepcopy(simclr.encoder_), rows, labels, tune.epochs, **extra)

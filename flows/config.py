@@ -80,24 +80,23 @@ def load_config(
     if data is not None:
         values["data"] = data
     defaults = LifecycleConfig()
-    for name, config in defaults.stages().items():
+    for name, stage in defaults.stages().items():
         given = values.get(name)
         if isinstance(given, dict) and isinstance(given.get("parameters"), dict) and "method" not in given:
-            given["parameters"] = {**config.parameters, **given["parameters"]}
-        elif isinstance(given, dict) and given.get("method", config.method) != config.method:
+            given["parameters"] = {**stage.parameters, **given["parameters"]}
+        elif isinstance(given, dict) and given.get("method", stage.method) != stage.method:
             given.setdefault("parameters", {})
     if seed is not None:
         for name in defaults.stages():
             if isinstance(values.setdefault(name, {}), dict):
                 values[name].setdefault("seed", seed)
     try:
-        config = LifecycleConfig.model_validate(values)
+        return LifecycleConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigurationError(
             f"The parameters can not be used:\n{explain_invalid(error, LifecycleConfig)}\n"
             "See all of them with `clearwell run --show-config`."
         ) from None
-    return config
 
 
 def check_methods(config: LifecycleConfig, kind: str) -> None:

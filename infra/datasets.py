@@ -126,7 +126,7 @@ def with_columns(data: Dataset, columns: dict[str, Any]) -> Dataset:
     for name, values in columns.items():
         if name in data.column_names:
             data = data.remove_columns(name)
-        data = data.add_column(name, values)  # type: ignore[call-arg]
+        data = data.add_column(name, values)
     return data
 
 
@@ -205,7 +205,7 @@ def inputs(data: Dataset, schema: Schema) -> NDArray[np.float32]:
             raise DatasetFormatError(f"Row {row} (id {data[row]['id']!r}) holds {got}, expected {shape}.", row=row)
         images[row] = pixels
     images = images[:, None] if schema.channels == 1 else images.transpose(0, 3, 1, 2)
-    return images.astype(np.float32) / 255
+    return np.divide(images, 255, dtype=np.float32)
 
 
 def labels(data: Dataset, column: str = "label") -> NDArray[np.int64]:

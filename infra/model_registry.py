@@ -67,7 +67,7 @@ class ModelRegistry:
                 raise
         for found in client.search_model_versions(f"name = '{name}'"):
             if found.tags.get("clearwell.key") == key:
-                self._file_registration(name, str(found.version), found.run_id, key)
+                self._file_registration(name, str(found.version), str(found.run_id), key)
                 return str(found.version)
         flat = {f"{_METRIC_TAG}{s}.{m}": repr(float(v)) for s, values in measured.items() for m, v in values.items()}
         made = client.create_model_version(
@@ -104,7 +104,7 @@ class ModelRegistry:
         """Hold a version against every gate of the settings and file the verdicts in the ledger."""
         champion = self.holder(name, CHAMPION)
         mine = self.measured(name, version)
-        theirs = self.measured(name, champion) if champion not in (None, version) else {}  # type: ignore[arg-type]
+        theirs = self.measured(name, champion) if champion is not None and champion != version else {}
         verdicts = tuple(judge(gate, mine, theirs) for gate in self.settings.gates)
         self.ledger.append(
             "verdicts",

@@ -165,6 +165,7 @@ def quiet_telemetry(current: Settings) -> None:
         "HF_DATASETS_CACHE": str(current.state / "arrow"),
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_MODEL_CATALOG_URI": "",
         "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
         "MLFLOW_TRACKING_URI": current.tracking_uri,

@@ -43,7 +43,8 @@ def _file(module: str) -> Path | None:
         found = next((p for p in (place / "__init__.py", place.with_suffix(".py")) if p.is_file()), None)
         if found is not None:
             return found
-    return Path(spec.origin) if spec and not parts and (spec.origin or "").endswith(".py") else None
+    origin = spec.origin if spec and not parts else None
+    return Path(origin) if origin and origin.endswith(".py") else None
 
 
 def _imports(text: bytes, package: str) -> list[str]:

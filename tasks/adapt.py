@@ -21,7 +21,8 @@ class AdaptConfig(StageConfig):
 
     method: str = Field("glc", description="Global and local clustering, source-free.")
     parameters: dict[str, Any] = Field(
-        default_factory=lambda: {"epochs": 8, "lr": 0.005, "silhouette_max": 800}, description="Constructor parameters of the method."
+        default_factory=lambda: {"epochs": 8, "lr": 0.005, "silhouette_max": 800},
+        description="Constructor parameters of the method.",
     )
     split: str = Field("target", description="Split that holds the new domain.")
 

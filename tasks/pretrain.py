@@ -37,7 +37,8 @@ class PretrainConfig(StageConfig):
 
     method: str = Field("g-simclr", description="g-simclr (contrastive) or rotnet (rotation prediction).")
     parameters: dict[str, Any] = Field(
-        default_factory=dict, description="Constructor parameters; empty takes clearwell's for the chosen method."
+        default_factory=lambda: dict(PARAMETERS["g-simclr"]),
+        description="Constructor parameters; empty takes clearwell's for the chosen method.",
     )
     probe_rows: int = Field(1000, ge=50, description="Rows on which each epoch is measured.")
     collapse_rank: float = Field(3.0, ge=1, description="Effective rank of the features below which an alarm is given.")

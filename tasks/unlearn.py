@@ -97,5 +97,10 @@ def unlearn(
         }
         desk.figure("curves", curves(desk.history, ("loss_unlearn", "loss_align", "loss")), "Unlearning")
 
-    inputs = {"data": data, "erasure": erasure, "model": model, "retrained": retrained}
+    inputs: dict[str, DatasetRef | ModelRef | None] = {
+        "data": data,
+        "erasure": erasure,
+        "model": model,
+        "retrained": retrained,
+    }
     return run_stage("unlearn", config, inputs, work, run)

@@ -76,7 +76,7 @@ def check_rows(splits: dict[str, Dataset], schema: ds.Schema, config: ValidateCo
     """Hold every split against its expectation suite; the Data Docs appear in ``home/latest``."""
     from infra.expectations import Bounds, Validator, row_facts
 
-    bounds = Bounds(tuple(config.mean_range), config.minimum_contrast, config.max_class_imbalance)
+    bounds = Bounds(config.mean_range, config.minimum_contrast, config.max_class_imbalance)
     reports = {}
     with draft_folder(home) as docs:
         validator = Validator(docs)
@@ -145,7 +145,7 @@ def find_duplicates(
         Splits whose content contains another's.
     """
     from models.registry import build_method
-    from models.validate.tables import FrameTable, overlapping_rows
+    from models.validate.tables import FrameTable, first_occurrences, overlapping_rows
 
     frames = {split: _content(data, schema) for split, data in splits.items() if len(data)}
     columns = list(next(iter(frames.values())).columns)
@@ -162,11 +162,10 @@ def find_duplicates(
             if int(row) not in found:
                 found[int(row)] = ["leak: the same content stands in test"]
                 counts["train.leaks"] += 1
-    whole = train.drop(index=list(found))
-    first = whole.groupby(columns, sort=False, dropna=False)[columns[0]].transform(lambda group: group.index[0])
-    for row, original in first.items():
-        if row != original:
-            found[int(row)] = [f"exact duplicate of {ids[int(original)]}"]
+    whole = [row for row in range(len(train)) if row not in found]
+    for row, place in zip(whole, first_occurrences(train.iloc[whole], columns), strict=True):
+        if row != whole[place]:
+            found[row] = [f"exact duplicate of {ids[whole[place]]}"]
             counts["train.exact_duplicates"] += 1
     pairs = []
     if schema.kind == "image":
