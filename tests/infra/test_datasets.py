@@ -64,7 +64,7 @@ def test_missing_and_unreadable_splits_are_named(tmp_path):
     with pytest.raises(DatasetFormatError, match=r"no split 'train'; it has test"):
         ds.read_split(tmp_path, "train")
     (tmp_path / "test" / "part-00000.parquet").write_bytes(b"PAR1 no, not really")
-    with pytest.raises(DatasetFormatError, match="shards of 'test' .* can not be read"):
+    with pytest.raises(DatasetFormatError, match=r"shards of 'test' .* can not be read"):
         ds.read_split(tmp_path, "test")
 
 
@@ -103,7 +103,15 @@ def test_schema_of_colour_images(tmp_path):
 
 
 def test_schema_of_tables_leaves_out_reserved_columns_flags_and_text(tmp_path):
-    rows = {"id": ["a"], "label": [0], "domain": ["x"], "width": [1.5], "count": [3], "note": ["n"], "confidence": [0.5]}
+    rows = {
+        "id": ["a"],
+        "label": [0],
+        "domain": ["x"],
+        "width": [1.5],
+        "count": [3],
+        "note": ["n"],
+        "confidence": [0.5],
+    }
     ds.write_split(Dataset.from_dict(rows), tmp_path, "train")
     schema = ds.infer_schema(tmp_path)
     assert (schema.kind, schema.features, schema.n_classes) == ("table", ("width", "count"), 0)
@@ -115,7 +123,7 @@ def test_schema_of_text(tmp_path):
     ds.write_split(Dataset.from_dict({"id": ["a"], "text": ["hello"]}), tmp_path, "train")
     schema = ds.infer_schema(tmp_path)
     assert schema.kind == "text"
-    with pytest.raises(DatasetFormatError, match="no numeric inputs of their own. Add embedding columns"):
+    with pytest.raises(DatasetFormatError, match=r"no numeric inputs of their own. Add embedding columns"):
         ds.inputs(ds.read_split(tmp_path, "train"), schema)
 
 

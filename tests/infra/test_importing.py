@@ -162,7 +162,9 @@ def test_unknown_split_is_named_with_its_row(tmp_path):
 def test_feature_that_is_no_number_is_named_with_rows_and_ids(tmp_path, imported):
     frame = table(5, id=[f"r{n}" for n in range(5)], colour=["1", "red", "2", "blue", None])
     frame.to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(DatasetFormatError, match=r"'colour' must be numeric; 2 rows are not: row 1 \(id r1\): 'red', row 3"):
+    with pytest.raises(
+        DatasetFormatError, match=r"'colour' must be numeric; 2 rows are not: row 1 \(id r1\): 'red', row 3"
+    ):
         imported(tmp_path / "t.csv")
 
 
@@ -170,7 +172,9 @@ def test_images_named_in_a_csv(tmp_path, imported):
     for n in range(3):
         picture(tmp_path / "pictures" / f"{n}.png", n)
     rows = {"image": ["pictures/0.png", "pictures/1.png", "pictures/no.png", "pictures", None], "split": "train"}
-    pd.DataFrame(rows | {"label": ["a", "b", "a", "b", "a"], "weight": range(5)}).to_csv(tmp_path / "t.csv", index=False)
+    pd.DataFrame(rows | {"label": ["a", "b", "a", "b", "a"], "weight": range(5)}).to_csv(
+        tmp_path / "t.csv", index=False
+    )
     _, splits = imported(tmp_path / "t.csv")
     decoded = [ds.decode(cell) is not None for cell in splits["train"]["image"]]
     assert decoded == [True, True, False, False, False]  # validation finds the others
@@ -212,10 +216,10 @@ def test_name_is_made_from_the_path(tmp_path, imported, file, name):
 
 
 def test_nothing_there_empty_unreadable_and_of_no_use(tmp_path, imported):
-    with pytest.raises(DatasetNotFoundError, match="There is nothing at .*absent"):
+    with pytest.raises(DatasetNotFoundError, match=r"There is nothing at .*absent"):
         imported(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetFormatError, match="holds neither .parquet nor .csv files nor images"):
+    with pytest.raises(DatasetFormatError, match=r"holds neither .parquet nor .csv files nor images"):
         imported(tmp_path / "empty")
     (tmp_path / "rows.csv").write_text("width,height\n")
     with pytest.raises(DatasetFormatError, match="holds no rows"):

@@ -135,7 +135,7 @@ def test_gates_relative_to_the_champion_hold_in_both_directions(registry, add, a
 
 def test_unjudged_version_is_refused(registry, run):
     version = registry.register(MODEL, run, "key", "", {}, GOOD)
-    with pytest.raises(PromotionError, match="was never judged. Run the lifecycle flow"):
+    with pytest.raises(PromotionError, match=r"was never judged. Run the lifecycle flow"):
         registry.promote(MODEL, version)
 
 
@@ -176,9 +176,7 @@ def test_promotion_whose_process_died_before_filing_it_is_filed_by_the_next(regi
     registry.promote(MODEL, first)
     append = registry.ledger.append
     with monkeypatch.context() as crash:
-        crash.setattr(
-            registry.ledger, "append", lambda kind, **p: append(kind, **p) if kind == "verdicts" else 1 / 0
-        )
+        crash.setattr(registry.ledger, "append", lambda kind, **p: append(kind, **p) if kind == "verdicts" else 1 / 0)
         with pytest.raises(ZeroDivisionError, match="division"):
             registry.promote(MODEL, second)
     assert registry.holder(MODEL, CHAMPION) == second
@@ -265,8 +263,8 @@ def test_a_version_that_holds_is_measured_within_bounds_and_no_worse_than_accept
         return
     within = (gate.at_least is None or mine >= gate.at_least) and (gate.at_most is None or mine <= gate.at_most)
     slack = gate.worse_than_champion_by_at_most
-    accepted = slack is None or rival is None or (
-        mine >= rival - slack if gate.higher_is_better else mine <= rival + slack
+    accepted = (
+        slack is None or rival is None or (mine >= rival - slack if gate.higher_is_better else mine <= rival + slack)
     )
     assert verdict.holds == (within and accepted)
     improved = mine + better if gate.higher_is_better else mine - better

@@ -59,8 +59,8 @@ def test_servers_are_left_as_they_are(written):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("trackin: {}", r"trackin: there is no such name. Did you mean 'tracking'\?"),
-        ("tracking: {experimant: x}", r"tracking\.experimant: .* Did you mean 'experiment'\?"),
+        ("trackng: {}", r"trackng: there is no such name. Did you mean 'tracking'\?"),
+        ("tracking: {exxperiment: x}", r"tracking\.exxperiment: .* Did you mean 'experiment'\?"),
         ("gates: [{metric: a, split: test, at_leest: 1}]", r"gates\.0\.at_leest: .* Did you mean 'at_least'\?"),
         ("registry: {zzz: 1}", r"registry\.zzz: .* Known: lease_seconds, model, requires_approval\."),
         ("registry: {lease_seconds: 0}", r"registry\.lease_seconds: .* greater than 0, got 0\."),
