@@ -17,7 +17,8 @@ from models.networks.convnet import conv_unit
 from models.pretrain.rotnet import RotNet, rotated
 
 N_TRAIN, N_LABELLED, N_TEST, N_BLIND = 4000, 500, 2000, 2000
-TRAINING: dict[str, Any] = {"epochs": 4, "batch_size": 64, "lr": 0.05, "pool": 4}
+SQUEEZED_TABLE = ((2, 0.05), (3, 0.01), (4, 0.002), (5, 0.0004))  # the published decay, in five epochs from 0.05
+TRAINING: dict[str, Any] = {"epochs": 5, "batch_size": 64, "lr": 0.05, "lr_table": SQUEEZED_TABLE, "pool": 4}
 LAYERS = ("conv1", "conv2", "conv3")
 
 

@@ -221,6 +221,12 @@ class RotNet(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     n_features_in_ : int
         Pixel values an image, C H W.
 
+    Notes
+    -----
+    The published table lowers the rate after 60 epochs. A short training wants a table of its own that ends low:
+    after four epochs of Fashion-MNIST at a constant 0.05, rotations were told with 0.95 in training but with 0.72 to
+    0.95 (three seeds) in eval mode, because the batch-normalisation statistics lag behind fast weights.
+
     References
     ----------
     Gidaris et al. (2018). Steps are numbered as they run: preprocessing (1), rotation (2), batch (3), loss (4,
