@@ -19,6 +19,7 @@ from infra.references import DatasetRef, StageResult
 from infra.versions import DataVersions
 
 Parts = dict[str, Any]
+SHOWN = 3
 
 
 class StageCache:
@@ -104,7 +105,8 @@ class StageCache:
             return "it never ran on this project"
         changes = [_differences(json.loads(record.read_text()), parts) for record in records]
         nearest = min(changes, key=len)
-        return "changed: " + "; ".join(nearest[:4]) + (f"; and {len(nearest) - 4} more" if len(nearest) > 4 else "")
+        more = f"; and {len(nearest) - SHOWN} more" if len(nearest) > SHOWN else ""
+        return "changed: " + "; ".join(nearest[:SHOWN]) + more
 
 
 def _differences(before: Any, now: Any, where: str = "") -> list[str]:

@@ -46,6 +46,7 @@ def save_scoring_model(target: Path, model: Path, schema: Schema, example: Any, 
         mlflow.pyfunc.save_model(
             str(target),
             python_model=str(SCORING_CODE),
+            code_paths=[str(SCORING_CODE.parent)],
             artifacts={"program": str(model / PROGRAM), "labels": str(labels)},
             signature=signature,
             pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "numpy", "torch")],

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -12,13 +13,15 @@ import numpy as np
 import torch
 from mlflow.pyfunc import PythonModel
 
+from infra.program import open_program
+
 
 class ExportedClassifier(PythonModel):
     """Runs ``program.pt2`` on a float32 batch."""
 
     def load_context(self, context: Any) -> None:
         """Open the program."""
-        self.program = torch.export.load(context.artifacts["program"]).module()
+        self.program = open_program(Path(context.artifacts["program"]))
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Class probabilities (n, classes) of a float32 batch."""

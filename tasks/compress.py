@@ -15,6 +15,7 @@ from pydantic import Field
 from infra import datasets as ds
 from infra.errors import StoreError
 from infra.model_store import PROGRAM
+from infra.program import open_program
 from infra.project import Project
 from infra.references import DatasetRef, ModelRef, StageResult
 from tasks.stage import Desk, RunContext, StageConfig, run_stage
@@ -91,7 +92,7 @@ def export(network: torch.nn.Module, example: torch.Tensor, path: Path) -> None:
 
 def load_program(project: Project, ref: ModelRef) -> torch.nn.Module:
     """The exported program of a model."""
-    return torch.export.load(str(project.models.path(ref) / PROGRAM)).module()
+    return open_program(project.models.path(ref) / PROGRAM)
 
 
 def load_model(project: Project, ref: ModelRef) -> torch.nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -155,7 +156,6 @@ def _judge_privacy(
         return
     X = torch.from_numpy(ds.inputs(train, schema))
     test = torch.from_numpy(ds.inputs(ds.read_split(folder, "test"), schema))
-    half = len(test) // 2
     rng = np.random.default_rng(seed)
     halves = [np.array_split(rng.permutation(len(test)), 2) for _ in range(ATTACKS)]
     for name, network in networks.items():
@@ -172,17 +172,18 @@ def _judge_cleaning(desk: Desk, folder: Any, raw: DatasetRef, truth: DatasetRef)
     known = ds.read_split(desk.project.versions.path(truth), "truth").to_pandas()
     before = ds.read_split(desk.project.versions.path(raw), "train")
     train = ds.read_split(folder, "train")
-    kept = set(ds.ids(train))
+    kept = pd.Series(ds.ids(train)).value_counts()
     planted = known[known["split"] == "train"]
     scores = {}
-    for name, chosen in {
-        "exact_duplicates": planted["duplicate_kind"] == "exact",
-        "near_duplicates": planted["duplicate_kind"] == "near",
-        "leaks": planted["leak"],
-        "broken": planted["broken"] != "",
-    }.items():
-        ids = planted.loc[chosen, "id"]
-        scores[f"{name}_removed"] = float((~ids.isin(kept)).mean()) if len(ids) else float("nan")
+    for kind in ("exact", "near"):
+        pairs = planted[planted["duplicate_kind"] == kind]
+        both = pairs["id"].isin(kept.index) & pairs["duplicate_of"].isin(kept.index)
+        scores[f"{kind}_duplicates_resolved"] = float((~both).mean())
+    leaks, broken = planted.loc[planted["leak"], "id"], planted[planted["broken"] != ""]
+    scores["leaks_removed"] = float((~leaks.isin(kept.index)).mean())
+    twice = broken["id"].duplicated(keep=False) | (broken["id"].map(planted["id"].value_counts()) > 1)
+    gone = np.where(twice, broken["id"].map(kept).fillna(0) <= 1, ~broken["id"].isin(kept.index))
+    scores["broken_removed"] = float(gone.mean()) if len(broken) else float("nan")
     scores["kept_share"] = len(train) / len(before)
     if "noisy" in train.column_names:
         rows = planted.drop_duplicates("id").set_index("id").loc[ds.ids(train)]

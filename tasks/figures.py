@@ -60,7 +60,14 @@ def embedding_map(points: ArrayLike, labels: ArrayLike, names: Sequence[str]) ->
     for code in np.unique(which):
         chosen = which == code
         colour = "#bbbbbb" if code < 0 else PALETTE[int(code) % 10]
-        axis.scatter(*xy[chosen].T, s=5, alpha=0.7, color=colour, label="unknown" if code < 0 else names[int(code)])
+        axis.scatter(
+            xy[chosen, 0],
+            xy[chosen, 1],
+            s=5,
+            alpha=0.7,
+            color=colour,
+            label="unknown" if code < 0 else names[int(code)],
+        )
     axis.set_xticks([])
     axis.set_yticks([])
     axis.legend(fontsize=7, frameon=False, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -83,6 +90,6 @@ def confusion(table: ArrayLike, rows: Sequence[str], columns: Sequence[str], tit
     for i, j in np.ndindex(*counts.shape):
         if counts[i, j]:
             colour = "white" if share[i, j] > 0.55 else "#333333"
-            axis.text(j, i, int(counts[i, j]), ha="center", va="center", fontsize=6, color=colour)
+            axis.text(j, i, str(int(counts[i, j])), ha="center", va="center", fontsize=6, color=colour)
     figure.tight_layout(pad=0.4)
     return figure

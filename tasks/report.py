@@ -125,7 +125,11 @@ def page(project: Project, summary: dict[str, Any], results: Sequence[StageResul
 
 def _headline(result: StageResult) -> str:
     shown = {name: value for name, value in result.metrics.items() if "." not in name}
-    return ", ".join(f"{name.replace('_', ' ')} {value:,.4g}" for name, value in list(shown.items())[:6])
+    return ", ".join(f"{name.replace('_', ' ')} {_figure(value)}" for name, value in list(shown.items())[:6])
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
 
 
 def _comparison(summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -101,7 +101,8 @@ class Runner:
                 process.communicate()
                 return self.running(stage)
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         raise AssertionError(f"{stage} never began: {process.communicate()[1][-2000:]}")
 
     def running(self, stage: str) -> bool:
