@@ -49,11 +49,12 @@ format: .venv/.test ## let ruff put the code in order
 
 docs: .venv/.docs ## build the documentation into site/
 	$(BIN)/python -m docs.build
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: .venv/.peers ## time and memory of the main job, overhead, warm rerun
 	$(BIN)/clearwell data pull
 	$(BIN)/python -m benchmarks.main_job
+	$(BIN)/python -m docs.build --readme
 
 clean: ## remove everything a run made; data, environment and sources stay
 	rm -rf .clearwell reports site
