@@ -89,16 +89,17 @@ def _chain(found: Ingested, config: LifecycleConfig, run: RunContext) -> list[St
     if adapting:
         model = _model(note(adapt(checked, model, config.adapt, run)))
     if config.unlearn.enabled and found.erasure is not None:
-        reference = _model(finetune(data, encoder, network, config.finetune, run, found.erasure, "reference"))
+        reference = _model(note(finetune(data, encoder, network, config.finetune, run, found.erasure, "reference")))
         if adapting:
-            reference = _model(adapt(checked, reference, config.adapt, run, "reference-adapt"))
+            reference = _model(note(adapt(checked, reference, config.adapt, run, "reference-adapt")))
         model = _model(note(unlearn(data, found.erasure, model, reference, config.unlearn, run)))
     if config.compress.enabled:
         model = _model(note(compress(checked, model, config.compress, run)))
-    naive = note(train_naive(found.data, network, config.naive, run))
-    models = {"naive": _model(naive), "chain": model}
+    models = {"chain": model}
+    if config.naive.enabled:
+        models = {"naive": _model(note(train_naive(found.data, network, config.naive, run))), **models}
     judged = note(evaluate(data, found.data, found.erasure, found.truth, models, config.evaluate, run))
-    if config.register_.enabled and config.compress.enabled:
+    if config.register_.enabled and config.compress.enabled:  # what is registered is compress's exported program
         note(register(data, model, results, judged, config.register_, run))
     return results
 

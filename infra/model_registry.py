@@ -257,6 +257,9 @@ def judge(gate: Gate, mine: Measured, champion: Measured) -> Verdict:
     lower, upper = gate.at_least, gate.at_most
     bounds = [f">= {lower:g}"] if lower is not None else []
     bounds += [f"<= {upper:g}"] if upper is not None else []
+    if value is None and gate.only_if_measured:
+        bound = " and ".join([*bounds, "only if measured"])
+        return Verdict(metric=gate.metric, split=gate.split, bound=bound, measured=None, holds=True)
     holds = value is not None and math.isfinite(value)
     if holds and value is not None:
         holds = (lower is None or value >= lower) and (upper is None or value <= upper)

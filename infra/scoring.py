@@ -42,11 +42,11 @@ def save_scoring_model(target: Path, model: Path, schema: Schema, example: Any, 
         outputs=Columns([TensorSpec(np.dtype(answer.dtype), (-1, *answer.shape[1:]))]),
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
+        warnings.simplefilter("ignore")  # MLflow asks for type hints that it would take for a signature
         mlflow.pyfunc.save_model(
             str(target),
             python_model=str(SCORING_CODE),
-            code_paths=[str(SCORING_CODE.parent)],
+            code_paths=[str(_serving_package(target.parent))],
             artifacts={"program": str(model / PROGRAM), "labels": str(labels)},
             signature=signature,
             pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "numpy", "torch")],
@@ -55,3 +55,12 @@ def save_scoring_model(target: Path, model: Path, schema: Schema, example: Any, 
         )
     for name in (WEIGHTS, DESCRIPTION):
         shutil.copyfile(model / name, target / name)
+
+
+def _serving_package(folder: Path) -> Path:
+    """The few modules of this package that the served model imports, and nothing else of it."""
+    package = folder / "infra"
+    package.mkdir(exist_ok=True)
+    for name in ("__init__.py", "errors.py", "program.py"):
+        shutil.copyfile(SCORING_CODE.with_name(name), package / name)
+    return package

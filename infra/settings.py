@@ -50,6 +50,9 @@ class Gate(_Section):
     worse_than_champion_by_at_most: float | None = Field(
         None, ge=0, description="Slack against the present champion, in the metric's own unit."
     )
+    only_if_measured: bool = Field(
+        False, description="Let a version pass whose data has no such split, instead of holding it back."
+    )
     higher_is_better: bool = Field(True, description="Which way the comparison with the champion goes.")
 
 

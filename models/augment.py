@@ -155,6 +155,22 @@ def contrastive(
     return nn.Sequential(ResizedCrop(scale), *_flip(flip), colour_jitter(channels, strengths))
 
 
+class FeatureSwap(nn.Module):
+    """Views of table rows: a random `share` of each row's features is taken from other rows of the batch.
+
+    The corruption of SCARF (Bahri et al., 2022): every value stays one that the feature really takes.
+    """
+
+    def __init__(self, share: float = 0.3) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(B, d) -> (B, d)."""
+        donors = torch.argsort(torch.rand(rows.shape, device=rows.device), dim=0)
+        return torch.where(torch.rand(rows.shape, device=rows.device) < self.share, rows.gather(0, donors), rows)
+
+
 class OneOf(nn.Module):
     """Give each image one of the distortions, drawn uniformly."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,8 @@ LOWER_IS_BETTER = ("membership_advantage", "size_bytes", "latency_ms")
 class EvaluateConfig(StageConfig):
     """How models are judged."""
 
-    method: str = Field("none", description="There is nothing to choose.")
+    enabled: Literal[True] = Field(True, description="Always on: the gates read what is measured here.")
+    method: Literal["none"] = Field("none", description="There is nothing to choose.")
     reject_threshold: float = Field(0.55, gt=0, lt=1, description="Normalised entropy above which a row is unknown.")
 
 

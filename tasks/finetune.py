@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from tasks.training_rows import trusted_labels
 class FinetuneConfig(StageConfig):
     """How the classifier is trained."""
 
-    method: str = Field("none", description="Supervised cross-entropy; there is nothing to choose.")
+    enabled: Literal[True] = Field(True, description="Always on: later stages need a classifier.")
+    method: Literal["none"] = Field("none", description="Supervised cross-entropy; there is nothing to choose.")
     epochs: int = Field(8, ge=1, description="Passes over the labelled rows.")
     lr: float = Field(0.05, gt=0, description="Initial learning rate (SGD, cosine schedule).")
     batch_size: int = Field(128, ge=2, description="Rows a step.")
@@ -34,7 +35,7 @@ class FinetuneConfig(StageConfig):
 class NaiveConfig(StageConfig):
     """The baseline: same network, labels as given, no other stage."""
 
-    method: str = Field("none", description="Supervised cross-entropy; there is nothing to choose.")
+    method: Literal["none"] = Field("none", description="Supervised cross-entropy; there is nothing to choose.")
     epochs: int = Field(20, ge=1, description="Passes over the labelled rows.")
     lr: float = Field(0.05, gt=0, description="Initial learning rate (SGD, cosine schedule).")
     batch_size: int = Field(128, ge=2, description="Rows a step.")

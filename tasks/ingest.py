@@ -51,6 +51,8 @@ def ingest(data: str) -> Ingested:
     name, _, version = data.partition("@")
     if version:
         return Ingested(data=project.versions.resolve(name, version))
+    if name not in names(project.root) and project.versions.list(name):
+        return Ingested(data=project.versions.list(name)[0])  # imported before: the newest version
     sources = find(project.root, name)
     return Ingested(
         data=project.versions.add(name, lambda folder: _copy(sources.data, folder), source="data.dvc"),

@@ -36,7 +36,6 @@ def label_noise(data: DatasetRef, network: NetworkConfig, config: LabelNoiseConf
     """
 
     def work(desk: Desk) -> None:
-        from models import augment
         from models.networks.heads import ProjectingClassifier
         from models.registry import build_method
 
@@ -47,11 +46,7 @@ def label_noise(data: DatasetRef, network: NetworkConfig, config: LabelNoiseConf
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             backbone = ProjectingClassifier(make_encoder(schema, network), schema.n_classes)
-        views = {
-            "weak": augment.weak(padding=2, flip=config.flip),
-            "strong": augment.strong(schema.channels, flip=config.flip, scale=(0.5, 1.0)),
-            "contrastive": augment.contrastive(schema.channels, flip=config.flip, scale=(0.4, 1.0)),
-        }
+        views = _views(schema, config.flip)
         given = {"random_state": config.seed, **config.parameters}
         method = build_method(
             config.method, "label_noise", backbone=backbone, n_classes=schema.n_classes, augment=views, **given
@@ -83,6 +78,19 @@ def label_noise(data: DatasetRef, network: NetworkConfig, config: LabelNoiseConf
         _show(desk, X, y, columns, schema)
 
     return run_stage("label_noise", config, {"data": data}, work, run, settings=network.model_dump(mode="json"))
+
+
+def _views(schema: ds.Schema, flip: bool) -> dict[str, Any]:
+    from models import augment
+
+    if schema.kind != "image":
+        shares = {"weak": 0.05, "strong": 0.3, "contrastive": 0.3}
+        return {name: augment.FeatureSwap(share) for name, share in shares.items()}
+    return {
+        "weak": augment.weak(padding=2, flip=flip),
+        "strong": augment.strong(schema.channels, flip=flip, scale=(0.5, 1.0)),
+        "contrastive": augment.contrastive(schema.channels, flip=flip, scale=(0.4, 1.0)),
+    }
 
 
 def _show(desk: Desk, X: Any, y: Any, columns: dict[str, Any], schema: ds.Schema) -> None:

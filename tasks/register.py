@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from prefect import task
@@ -36,7 +36,9 @@ SPLIT_OF = {
 class RegisterConfig(StageConfig):
     """How the model is registered."""
 
-    method: str = Field("none", description="There is nothing to choose; gates and names stand in mlflow.yaml.")
+    method: Literal["none"] = Field(
+        "none", description="There is nothing to choose; gates and names stand in mlflow.yaml."
+    )
     promote: bool = Field(True, description="Make the version champion when every gate holds.")
 
 

@@ -88,7 +88,7 @@ def summarise(found: Ingested, results: Sequence[StageResult], parent: str, bega
         "naive": judged.get("naive", {}),
         "chain": judged.get("chain", {}),
         "champion": {name: registered.get(name) for name in ("name", "version", "alias")},
-        "refused": registered.get("refused", ""),
+        "refused": registered.get("refused", "" if registered else "register or compress is switched off"),
         "data": {
             "name": found.data.name,
             "input_version": found.data.version,

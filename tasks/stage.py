@@ -21,7 +21,7 @@ from infra.errors import ClearwellError, StageError
 from infra.files import draft_folder
 from infra.project import Project
 from infra.references import DatasetRef, FigureRef, ModelRef, Reference, StageResult
-from infra.source import source_files
+from infra.source import LAYERS, source_files
 from models.registry import get_method
 from models.training import Hook, Row, Trainer, hooks
 
@@ -191,9 +191,9 @@ def _key_parts(
         for name, ref in inputs.items()
         if ref is not None
     }
-    code = dict(source_files(module, ("models",)))
+    code = dict(source_files(module, LAYERS)) | dict(source_files("infra.datasets", ()))
     if config.method != "none":
-        code |= dict(source_files(get_method(config.method).cls.__module__, ("models",)))
+        code |= dict(source_files(get_method(config.method).cls.__module__, LAYERS))
     return {
         "inputs": digests,
         "config": config.model_dump(mode="json"),

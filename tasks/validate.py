@@ -31,7 +31,7 @@ LATEST = "latest"
 class ValidateConfig(StageConfig):
     """How data are checked, and what is done with what fails."""
 
-    method: str = Field("r2d2", description="Finds containment, duplicates and leaks between splits.")
+    method: Literal["r2d2"] = Field("r2d2", description="Finds containment, duplicates and leaks between splits.")
     max_failing_share: float = Field(
         0.05, ge=0, le=1, description="The run stops when a larger share of a split's rows fails validation."
     )
@@ -218,7 +218,7 @@ def _show(desk: Desk, splits: dict[str, Dataset], schema: ds.Schema, pairs: list
 
 
 def _score_separability(desk: Desk, splits: dict[str, Dataset], schema: ds.Schema, reasons: Reasons, seed: int) -> None:
-    from models.registry import build_method
+    from models.validate.separability import PersistenceSeparability
 
     if schema.kind == "text":
         return
@@ -227,7 +227,7 @@ def _score_separability(desk: Desk, splits: dict[str, Dataset], schema: ds.Schem
     X = ds.inputs(splits[split].select(rows), schema).reshape(len(rows), -1)
     if len(X) < 20:
         return
-    score = build_method("separability", "validate", random_state=seed, drop_duplicates=True).fit(X.astype(np.float64))
+    score = PersistenceSeparability(random_state=seed, drop_duplicates=True).fit(X.astype(np.float64))
     desk.metrics["separability"] = float(score.score_)
 
 

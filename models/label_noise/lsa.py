@@ -417,7 +417,7 @@ def _read(data: Dataset[Any], n_jobs: int) -> tuple[Tensor, Tensor]:
     year=2024,
     link="https://arxiv.org/abs/2407.05528",
     licence="none published",
-    accepts=("image", "table", "text", "embedding"),
+    accepts=("image", "table", "embedding"),
 )
 class LSAClassifier(PLSClassifier):
     """PLS with a second detector: a hyperplane in feature space, taught by the first, on every other epoch.

@@ -33,7 +33,7 @@ def signature(images: ArrayLike) -> NDArray[np.float32]:
     return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-6)
 
 
-def near_duplicates(images: ArrayLike, threshold: float = 0.97, block: int = 2048) -> list[tuple[int, int, float]]:
+def near_duplicates(images: ArrayLike, threshold: float = 0.98, block: int = 2048) -> list[tuple[int, int, float]]:
     """Triples (later row, earlier row, similarity) whose signatures have at least `threshold` cosine similarity.
 
     Each later row appears once, with its most similar earlier row.

@@ -20,7 +20,7 @@ ROWS = {"train": 1500, "unlabelled": 400, "test": 500, "target": 400}
 REDUCED = """
 network: {channels: [8, 16, 32], embedding_dim: 32}
 label_noise: {parameters: {epochs: 3, warmup: 1}}
-pretrain: {probe_rows: 300, parameters: {epochs: 1, n_clusters: 32, batch_size: 64, ae_epochs: 1, ae_samples: 500}}
+pretrain: {probe_rows: 300, parameters: {epochs: 1, n_clusters: 64, batch_size: 64, ae_epochs: 1, ae_samples: 500}}
 finetune: {epochs: 4}
 adapt: {parameters: {epochs: 2, silhouette_max: 300}}
 unlearn: {parameters: {epochs: 2, vae_epochs: 3}}
