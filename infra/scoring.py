@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,8 +44,7 @@ def save_scoring_model(target: Path, model: Path, schema: Schema, example: Any, 
         inputs=Columns([TensorSpec(np.dtype(example.dtype), (-1, *example.shape[1:]))]),
         outputs=Columns([TensorSpec(np.dtype(answer.dtype), (-1, *answer.shape[1:]))]),
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow asks for type hints that it would take for a signature
+    with _without_advice():
         mlflow.pyfunc.save_model(
             str(target),
             python_model=str(SCORING_CODE),
@@ -55,6 +57,20 @@ def save_scoring_model(target: Path, model: Path, schema: Schema, example: Any, 
         )
     for name in (WEIGHTS, DESCRIPTION):
         shutil.copyfile(model / name, target / name)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Silence MLflow's advice to add type hints, which it would then take for the signature given here."""
+    logger = logging.getLogger("py.warnings")  # where warnings go once Prefect captures them
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _serving_package(folder: Path) -> Path:
