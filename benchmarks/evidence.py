@@ -1,4 +1,4 @@
-"""How a method's evidence is gathered: measured figures, the card's bounds, verdicts, one JSON file.
+"""How a method's evidence is gathered: measured figures, their bounds, verdicts, one JSON file.
 
 A module of ``benchmarks/methods`` has one function, ``collect(evidence)``: it measures on real data at
 ``evidence.seeds`` and calls :meth:`Evidence.check` for each bound and :meth:`Evidence.table` for what

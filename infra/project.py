@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 
 from infra.cache import StageCache
+from infra.embedded_server import stop_orphans
+from infra.files import clear_drafts
 from infra.ledger import Ledger
 from infra.model_registry import ModelRegistry
 from infra.model_store import ModelStore
@@ -58,6 +60,10 @@ class Project:
         return ModelRegistry(self.settings, self.tracker, self.ledger)
 
     def tidy(self) -> dict[str, int]:
-        """Clear what killed processes left: drafts, and tracking runs that still say RUNNING."""
+        """Clear what killed processes left: drafts, servers, and tracking runs that still say RUNNING."""
+        state = self.settings.state
+        homes = (state, state / "data_docs", self.root / "reports")
         drafts = self.versions.clear_drafts() + self.models.clear_drafts() + self.cache.clear_drafts()
-        return {"drafts": drafts, "runs": len(self.tracker.close_orphans())}
+        drafts += sum(clear_drafts(home) for home in homes)
+        servers = stop_orphans(self.settings.state / "prefect")
+        return {"drafts": drafts, "servers": servers, "runs": len(self.tracker.close_orphans())}

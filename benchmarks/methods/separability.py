@@ -262,7 +262,18 @@ def collect(evidence: Evidence) -> None:
     evidence.check("digits: Spearman of score and held-out accuracy, mean", spearman, at_least=0.80)
     evidence.check("digits: Spearman of score and held-out accuracy, worst seed", min(spearman), at_least=0.60)
     rise = [row["final_score"] - row["first_score"] for row in figures]
-    evidence.check("digits: rise of the score from epoch 0 to 60, smallest", min(rise), at_least=0.08)
+    raw_rise = min(row["final_score"] - row["first_score"] for row in raw)
+    raw_lost = max(row["points_lost"] for row in raw)
+    evidence.check(
+        "digits: rise of the score from epoch 0 to 60, smallest",
+        min(rise),
+        at_least=0.08,
+        note=(
+            "The protocol leaves the scaling of the inputs open. Raw pixels were tried first and fall short "
+            f"(smallest rise {raw_rise:.3f}, {raw_lost:.1f} points lost by the stopper): an untrained encoder of "
+            "uncentred inputs maps all rows close together but for a few outliers, which the score takes for clusters."
+        ),
+    )
     lost = [row["points_lost"] for row in figures]
     evidence.check(
         "digits: accuracy points lost by the stopper's checkpoint, worst seed",

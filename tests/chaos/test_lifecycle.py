@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.embedded_server import orphans
 from infra.files import is_running
 from infra.ledger import Ledger
 from infra.references import StageResult
@@ -92,9 +93,13 @@ def test_the_same_command_continues_after_a_kill(runner, finished):
     assert not found["register"], "it was killed, so it must run again"
     assert all(found[name] for name in CHAIN[: CHAIN.index("compress")])
     assert_nothing_half_written(runner.project)
-    assert not list((runner.project / ".clearwell").glob("*/.drafts/*"))
+    assert not list((runner.project / ".clearwell").rglob(".drafts/*"))
     assert len(registered(runner.project)) == 1
     assert finished["champion"] == {"name": "scans-classifier", "version": "1", "alias": "champion"}
+
+
+def test_servers_of_killed_runs_are_stopped(runner, finished):
+    assert not list(orphans(runner.project / ".clearwell" / "prefect"))
 
 
 def test_killed_runs_are_closed(runner, finished):
