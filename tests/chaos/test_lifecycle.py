@@ -246,13 +246,20 @@ def test_failure_names_input_and_the_command_that_continues(runner, finished):
 
 
 def test_rollback_gives_the_alias_back(runner, finished):
-    code, message = runner.finish("rollback", "scans-classifier")
-    assert code == 0, message
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{runner.project}/.clearwell/mlflow.db"
-    version = MlflowClient(uri, uri).get_model_version_by_alias("scans-classifier", "champion").version
-    assert str(version) != "2" or len(registered(runner.project)) > 2
+    client = MlflowClient(uri, uri)
+    before, earlier = (
+        client.get_model_version_by_alias("scans-classifier", alias).version for alias in ("champion", "previous")
+    )
+    code, message = runner.finish("rollback", "scans-classifier")
+    assert code == 0, message
+    now, way_back = (
+        client.get_model_version_by_alias("scans-classifier", alias).version for alias in ("champion", "previous")
+    )
+    assert before != earlier
+    assert (now, way_back) == (earlier, before)
 
 
 def test_prefect_knows_the_flow_runs(runner, finished):
