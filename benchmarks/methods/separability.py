@@ -275,9 +275,9 @@ def collect(evidence: Evidence) -> None:
         at_least=0.08,
         note=(
             "The protocol leaves the scaling of the inputs open. Raw pixels were tried first and fall short "
-            f"(smallest rise {raw_rise:.3f}, {raw_lost:.1f} points lost by the stopper): the untrained encoder then maps "
-            f"all rows close together (variance {spreads[1]:.2f} against {spreads[0]:.2f}) and its score starts high "
-            f"({starts[1]:.2f} against {starts[0]:.2f})."
+            f"(smallest rise {raw_rise:.3f}, {raw_lost:.1f} points lost by the stopper): the untrained encoder then "
+            f"maps all rows close together (variance {spreads[1]:.2f} against {spreads[0]:.2f}) and its score starts "
+            f"high ({starts[1]:.2f} against {starts[0]:.2f})."
         ),
     )
     lost = [row["points_lost"] for row in figures]
