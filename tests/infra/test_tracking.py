@@ -109,7 +109,7 @@ def test_runs_of_dead_processes_are_closed_and_no_others(tracker):
 def test_project_is_tidied_of_drafts_and_orphans(project):
     (project.root / ".clearwell" / "cache" / ".drafts" / "999999999-x").mkdir(parents=True)
     project.tracker.open("orphan", **{"clearwell.process": f"{os.uname().nodename}:999999999"})
-    assert project.tidy() == {"drafts": 1, "runs": 1}
+    assert project.tidy() == {"drafts": 1, "servers": 0, "runs": 1}
 
 
 def test_commit_is_the_projects_own(tmp_path):
