@@ -28,7 +28,15 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "ae_epochs": 3,
         "ae_samples": 3000,
     },
-    "rotnet": {"epochs": 2, "batch_size": 64, "lr": 0.02},
+    # The encoder goes on with raw pixels, so RotNet must not scale them; the rate falls in the second epoch.
+    "rotnet": {
+        "epochs": 2,
+        "batch_size": 64,
+        "lr": 0.02,
+        "lr_table": [[1, 0.02], [2, 0.004]],
+        "mean": 0.0,
+        "std": 1.0,
+    },
 }
 
 
