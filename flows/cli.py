@@ -11,7 +11,7 @@ import typer
 EXIT_CODES = """
 Exit codes: 0 done; 1 unexpected error; 2 a setting, parameter or method name that can not be used;
 3 something is wrong with the data; 4 a stage failed; 5 a stored version, model or result is missing or damaged;
-6 a promotion was refused; 130 interrupted.
+6 a promotion was refused; 7 a server did not start or does not answer; 130 interrupted.
 """
 
 app = typer.Typer(

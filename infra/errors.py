@@ -8,8 +8,9 @@
     │   └── ValidationGateError    more rows failed validation than the run accepts
     ├── StageError                 a stage failed; names its input and the command that continues
     ├── StoreError                 a data version, model or cache entry is missing or damaged
-    └── PromotionError             a model version may not get the alias
-        └── LeaseHeldError         another promotion is under way; try again
+    ├── PromotionError             a model version may not get the alias
+    │   └── LeaseHeldError         another promotion is under way; try again
+    └── ServerError                a server did not start, or does not answer
 
 Methods in ``models`` know nothing of this tree: they raise ``ValueError`` and scikit-learn's ``NotFittedError``.
 A message says what was wrong, what was found, and what to do next; the facts stay on the exception as attributes.
@@ -87,3 +88,9 @@ class LeaseHeldError(PromotionError):
     """Another promotion of the same model is under way."""
 
     transient = True
+
+
+class ServerError(ClearwellError):
+    """A server did not start, or does not answer."""
+
+    exit_code = 7

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from infra.embedded_server import embedded_server
 from infra.settings import settings
 
 
@@ -22,21 +26,26 @@ def run_lifecycle(
 ) -> None:
     """Check the parameters, run the flow, print what came of it."""
     settings()  # before any product is imported: it points them at this project
-    from flows.config import load_config
+    gc.disable()  # a million objects are imported that live to the end: looking through them again takes seconds
+    atexit.register(gc.freeze)
+    with nullcontext() if show_config else embedded_server() as server:  # it starts while the rest is being imported
+        from flows.commands.console import print_json, stage_progress
+        from flows.config import load_config
+        from flows.lifecycle import lifecycle
 
-    config = load_config(file, overrides, data, seed)
-    _check_stages(refresh, list(config.stages()))
-    if show_config:
-        import yaml
+        gc.freeze()
+        gc.enable()
+        config = load_config(file, overrides, data, seed)
+        _check_stages(refresh, list(config.stages()))
+        if show_config:
+            import yaml
 
-        print(yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False))
-        return
-    from flows.commands.console import print_json, stage_progress
-    from flows.lifecycle import lifecycle
-
-    command = shlex.join(["clearwell", *sys.argv[1:]])
-    with stage_progress():
-        summary = lifecycle(config, tuple(refresh), command)
+            print(yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False))
+            return
+        if server is not None:
+            server.wait()
+        with stage_progress():
+            summary = lifecycle(config, tuple(refresh), shlex.join(["clearwell", *sys.argv[1:]]))
     if as_json:
         print_json(summary)
         return
