@@ -46,7 +46,7 @@ class EmbeddedServer:
         self.url = f"http://127.0.0.1:{port}/api"
         command = [sys.executable, "-m", "uvicorn", "--factory", APPLICATION]
         command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
-        self.said = tempfile.TemporaryFile()
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         self.process = subprocess.Popen(
             command,
             env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"},
