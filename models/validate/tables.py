@@ -220,8 +220,8 @@ class ParquetTable(StreamedTable):
     Parameters
     ----------
     name : str
-    source : ParquetFile or what one opens (a buffer, an open file), or a sequence of them
-        Several are one table, in this order; their schemas must agree.
+    source : path, buffer or open file, or a sequence of them
+        Several are one table, in this order; their schemas must agree. Threads may read one table at once.
     """
 
     def __init__(self, name: str, source: Any) -> None:
@@ -229,7 +229,8 @@ class ParquetTable(StreamedTable):
         sources = list(source) if isinstance(source, (list, tuple)) else [source]
         if not sources:
             raise ValueError(f"The table {name!r} has no Parquet file: give at least one.")
-        self.files = [item if isinstance(item, pq.ParquetFile) else pq.ParquetFile(item) for item in sources]
+        # Buffering ahead belongs to the open file: one thread's read would drop what another's waits for.
+        self.files = [pq.ParquetFile(item, pre_buffer=False) for item in sources]
         self._types = dict(_leaves(self.files[0].schema_arrow))
         _check_columns(name, [path for path, _ in _leaves(self.files[0].schema_arrow)])
         for file in self.files[1:]:

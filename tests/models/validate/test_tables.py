@@ -1,4 +1,5 @@
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -115,6 +116,22 @@ def test_several_parquet_files_are_one_table():
         ParquetTable("t", [buffers[0], other])
     with pytest.raises(ValueError, match="has no Parquet file"):
         ParquetTable("t", [])
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_threads_read_one_parquet_table_at_once(tmp_path, on_disk):
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(5000, 4)), columns=list("abcd"))
+    place = tmp_path / "t.parquet" if on_disk else io.BytesIO()
+    frame.to_parquet(place, row_group_size=100)
+    table = ParquetTable("t", place)
+
+    def read(columns):
+        return pd.concat(list(table.iter_batches(columns)), ignore_index=True)
+
+    wanted = [list(columns) for columns in ("ab", "cd", "abcd", "b")] * 10
+    with ThreadPoolExecutor(4) as threads:
+        for columns, found in zip(wanted, threads.map(read, wanted), strict=True):
+            pd.testing.assert_frame_equal(found, frame[columns])
 
 
 @pytest.mark.parametrize("make", [FrameTable, parquet])
