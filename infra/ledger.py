@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from infra.errors import LeaseHeldError, StoreError
-from infra.files import json_digest
+from infra.files import is_running, json_digest
 
 GENESIS = "0" * 64
 _META = sa.MetaData()
@@ -118,6 +119,49 @@ class Ledger:
         LeaseHeldError
             If somebody else holds it.
         """
+        holder = self._take(name, seconds)
+        try:
+            yield
+        finally:
+            self._give_back(name, holder)
+
+    @contextmanager
+    def turn(self, name: str, patience: float, seconds: float = 60.0) -> Iterator[None]:
+        """Hold `name` alone for as long as the block runs, waiting for whoever holds it at most `patience` seconds.
+
+        Unlike :meth:`lease` this is for work of unknown length: it is prolonged from a thread every third of
+        `seconds`, and a holder of this host whose process is gone loses it at once.
+
+        Raises
+        ------
+        LeaseHeldError
+            If it did not come free in time.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            self._forget_the_dead(name)
+            try:
+                holder = self._take(name, seconds)
+                break
+            except LeaseHeldError as error:
+                if time.monotonic() >= deadline:
+                    raise LeaseHeldError(
+                        f"{name!r} has been held by {self._holder(name)} for longer than {patience:.0f} seconds. "
+                        "Wait for that run to end, or cancel it, then start again.",
+                        lease=name,
+                    ) from error
+                time.sleep(min(1.0, patience))
+        ended = threading.Event()
+        keeper = threading.Thread(target=self._prolong, args=(name, holder, seconds, ended), daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            keeper.join()
+            self._give_back(name, holder)
+
+    def _take(self, name: str, seconds: float) -> str:
         holder = f"{socket.gethostname()}:{os.getpid()}:{time.monotonic_ns()}"
         now = time.time()
         try:
@@ -129,8 +173,28 @@ class Ledger:
                 f"Somebody else is changing {name!r} right now. Try again in {seconds:.0f} seconds at the latest.",
                 lease=name,
             ) from error
-        try:
-            yield
-        finally:
-            with self.engine.begin() as connection:
-                connection.execute(_LEASES.delete().where(_LEASES.c.name == name, _LEASES.c.holder == holder))
+        return holder
+
+    def _give_back(self, name: str, holder: str) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(_LEASES.delete().where(_LEASES.c.name == name, _LEASES.c.holder == holder))
+
+    def _holder(self, name: str) -> str | None:
+        with self.engine.connect() as connection:
+            return connection.execute(sa.select(_LEASES.c.holder).where(_LEASES.c.name == name)).scalar()
+
+    def _prolong(self, name: str, holder: str, seconds: float, ended: threading.Event) -> None:
+        mine = (_LEASES.c.name == name, _LEASES.c.holder == holder)
+        while not ended.wait(seconds / 3):
+            try:
+                with self.engine.begin() as connection:
+                    connection.execute(_LEASES.update().where(*mine).values(expires=time.time() + seconds))
+            except sa.exc.OperationalError:  # the database is away; the next third tries again
+                continue
+
+    def _forget_the_dead(self, name: str) -> None:
+        """End a lease whose holder ran on this host and does no longer."""
+        holder = self._holder(name) or ""
+        host, _, rest = holder.partition(":")
+        if host == socket.gethostname() and not is_running(rest.partition(":")[0]):
+            self._give_back(name, holder)

@@ -199,3 +199,39 @@ def test_one_of_many_threads_gets_the_lease(ledger):
         list(pool.map(take, range(6)))
     assert len(holding) == 1
     assert len(refused) == 5
+
+
+def test_a_turn_is_waited_for(ledger, url):
+    order, inside = [], threading.Event()
+
+    def first():
+        with Ledger(url).turn("lifecycle:scans", 5):
+            inside.set()
+            time.sleep(0.4)
+            order.append("first")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait()
+    with ledger.turn("lifecycle:scans", 30):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_a_turn_outlives_its_lease_and_refuses_who_will_not_wait(ledger, url):
+    with ledger.turn("lifecycle:scans", 0, seconds=0.3):
+        time.sleep(0.9)
+        with (
+            pytest.raises(LeaseHeldError, match=r"held by .* for longer than 0 seconds"),
+            Ledger(url).turn("lifecycle:scans", 0),
+        ):
+            pass
+
+
+def test_the_turn_of_a_dead_process_ends_with_it(ledger, url):
+    code = "import os, sys; from infra.ledger import Ledger\n"
+    code += "with Ledger(sys.argv[1]).turn('lifecycle:scans', 0, 3600): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, url], cwd=Path(__file__).parents[2]).returncode == 9
+    with ledger.turn("lifecycle:scans", 0):
+        pass
