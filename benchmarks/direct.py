@@ -18,13 +18,16 @@ from PIL import Image
 
 from flows.config import load_config
 from models import augment
+from models.metrics import membership_attack
 from models.networks.convnet import ConvEncoder
 from models.networks.heads import ProjectingClassifier, SplitClassifier
 from models.registry import build_method
-from models.supervised import train_classifier
+from models.supervised import probabilities, train_classifier
 from models.unlearn.report import relearning_curve, unlearning_report
 from models.validate.near_duplicates import near_duplicates
 from models.validate.tables import FrameTable
+from tasks.compress import latencies
+from tasks.evaluate import ATTACKS
 from tasks.pretrain import PARAMETERS
 
 
@@ -111,10 +114,17 @@ def main(data: Path) -> dict[str, Any]:
     for model in (adapted, reference, laf.model_):
         relearning_curve(model, X[seen], labels[seen.numpy()])
     lap("unlearn")
-    build_method("udfc", random_state=0, **config.compress.parameters).fit(laf.model_, X[:2]).transform()
+    small = build_method("udfc", random_state=0, **config.compress.parameters).fit(laf.model_, X[:2]).transform()
     lap("compress")
-    classifier(encoder(), np.flatnonzero(y >= 0), y, config.naive.epochs, lr=config.naive.lr)
+    naive = classifier(encoder(), np.flatnonzero(y >= 0), y, config.naive.epochs, lr=config.naive.lr)
     lap("naive")
+    halves = [np.array_split(np.random.default_rng(0).permutation(len(X_test)), 2) for _ in range(ATTACKS)]
+    for model in (naive, small):
+        p, outside, _ = (probabilities(model, part) for part in (X, X_test, T))
+        for number, (known, fresh) in enumerate(halves):
+            membership_attack(p[~forget], outside[known], p[forget], outside[fresh], number)
+    latencies({"naive": naive, "chain": small}, X[:32], repeats=300)
+    lap("evaluate")
     return {"seconds": taken, "total": sum(taken.values())}
 
 

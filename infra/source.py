@@ -47,6 +47,7 @@ def _file(module: str) -> Path | None:
     return Path(origin) if origin and origin.endswith(".py") else None
 
 
+@cache
 def _imports(text: bytes, package: str) -> list[str]:
     names: list[str] = []
     for node in ast.walk(ast.parse(text)):
