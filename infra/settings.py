@@ -1,4 +1,8 @@
-"""One settings object: ``mlflow.yaml`` in the project, overridden by ``CLEARWELL_*`` environment variables."""
+"""One settings object: ``CLEARWELL_*`` variables, else the running stack, else ``mlflow.yaml``.
+
+The stack leaves its addresses and credentials in ``.clearwell/stack/connection.json`` while it is up. Every product
+is pointed at the same servers with the same credentials.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    JsonConfigSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
 
 from infra.errors import ConfigurationError
 
 SETTINGS_FILE = "mlflow.yaml"
+CONNECTION_FILE = ".clearwell/stack/connection.json"
 _OTHER_VARIABLES = ("actor", "data_cache")  # CLEARWELL_* variables that are no settings
 
 
@@ -28,6 +39,43 @@ class Tracking(_Section):
     uri: str = Field("sqlite:///.clearwell/mlflow.db", description="Database or server of the runs and the registry.")
     artifacts: str = Field(".clearwell/artifacts", description="Folder or address of what runs leave behind.")
     experiment: str = Field("clearwell", description="Experiment that all runs belong to.")
+    user: str | None = Field(None, description="User of a tracking server that asks for one.")
+    password: SecretStr | None = Field(None, description="That user's password.")
+
+
+class Orchestration(_Section):
+    """The Prefect server. Without one, each run serves itself."""
+
+    api: str | None = Field(None, description="Address of Prefect's API.")
+    auth: SecretStr | None = Field(None, description="USER:PASSWORD that the server asks for.")
+
+
+class Buckets(_Section):
+    """What lies where in the object store."""
+
+    data: str = Field("dvc", description="Dataset versions, pushed by DVC.")
+    artifacts: str = Field("mlflow", description="What runs leave behind, and registered models.")
+    results: str = Field("prefect", description="Results that Prefect keeps.")
+
+
+class ObjectStore(_Section):
+    """An S3-compatible store: one setting for boto3, DVC, MLflow and Prefect."""
+
+    endpoint: str = Field(description="Address of the store.")
+    region: str = Field("us-east-1", description="Its region; stores of one's own take any.")
+    access_key: str = Field(description="Name of the key.")
+    secret_key: SecretStr = Field(description="Its secret.")
+    buckets: Buckets = Buckets()
+
+
+class Stack(_Section):
+    """Where `clearwell up` lets the servers listen, on 127.0.0.1 only."""
+
+    postgres_port: int = Field(15432, ge=1, le=65535, description="PostgreSQL.")
+    objects_port: int = Field(18333, ge=1, le=55535, description="Object store; its gRPC twin is 10,000 higher.")
+    prefect_port: int = Field(14200, ge=1, le=65535, description="Prefect's API and pages.")
+    mlflow_port: int = Field(15000, ge=1, le=65535, description="MLflow's API and pages.")
+    start_seconds: float = Field(180.0, gt=0, description="How long a server may take until it answers.")
 
 
 class Registry(_Section):
@@ -71,7 +119,10 @@ class Settings(BaseSettings):
     tracking: Tracking = Tracking()
     registry: Registry = Registry()
     gates: tuple[Gate, ...] = Field((), description="What a version must show before it becomes champion.")
-    ledger: str = Field("sqlite:///.clearwell/ledger.db", description="Database of the audit trail.")
+    ledger: str = Field("sqlite:///.clearwell/ledger.db", repr=False, description="Database of the audit trail.")
+    orchestration: Orchestration = Orchestration()
+    object_store: ObjectStore | None = Field(None, description="S3-compatible store; without one, local folders.")
+    stack: Stack = Stack()
 
     @classmethod
     def settings_customise_sources(
@@ -82,8 +133,14 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then the environment, then ``mlflow.yaml``."""
-        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, find_root() / SETTINGS_FILE)
+        """Arguments, then the environment, then the running stack, then ``mlflow.yaml``."""
+        root = find_root()
+        return (
+            init_settings,
+            env_settings,
+            JsonConfigSettingsSource(settings_cls, root / CONNECTION_FILE),
+            YamlConfigSettingsSource(settings_cls, root / SETTINGS_FILE),
+        )
 
     @property
     def state(self) -> Path:
@@ -96,14 +153,16 @@ class Settings(BaseSettings):
         return self._absolute(self.tracking.uri)
 
     @property
-    def artifact_root(self) -> str:
-        """Where MLflow artifacts go, absolute."""
+    def artifact_root(self) -> str | None:
+        """Where MLflow artifacts go, absolute; None leaves it to the tracking server."""
         target = self.tracking.artifacts
-        return target if "://" in target else (self.root / target).as_uri()
+        if "://" in target:
+            return target
+        return None if self.tracking.uri.startswith("http") else (self.root / target).as_uri()
 
     @property
     def ledger_url(self) -> str:
-        """SQLAlchemy address of the ledger, absolute."""
+        """SQLAlchemy address of the ledger, absolute; it may hold a password."""
         return self._absolute(self.ledger)
 
     def _absolute(self, url: str) -> str:
@@ -140,7 +199,7 @@ def settings() -> Settings:
         raise ConfigurationError(
             f"{root / SETTINGS_FILE} (or a CLEARWELL_* variable) can not be used:\n{explain_invalid(error, Settings)}"
         ) from None
-    quiet_telemetry(loaded)
+    prepare_environment(loaded)
     return loaded
 
 
@@ -156,10 +215,22 @@ def _reject_unknown_variables() -> None:
             )
 
 
-def quiet_telemetry(current: Settings) -> None:
+_written: dict[str, str] = {}  # what clearwell put into the environment; anything else there is the user's choice
+
+
+def prepare_environment(current: Settings) -> None:
     """Point every product at the project and turn its telemetry off. Called before any of them is imported."""
-    prefect_home = current.state / "prefect"
-    defaults = {
+    wanted = _quiet(current) | _servers(current) | _store(current)
+    for name in _written.keys() - wanted.keys():  # a stack that is down by now
+        if os.environ.get(name) == _written.pop(name):
+            del os.environ[name]
+    for name, value in wanted.items():
+        if os.environ.get(name) in (None, _written.get(name)):
+            os.environ[name] = _written[name] = value
+
+
+def _quiet(current: Settings) -> dict[str, str]:
+    return {
         "DO_NOT_TRACK": "1",
         "DVC_NO_ANALYTICS": "1",
         "GX_ANALYTICS_ENABLED": "false",
@@ -172,16 +243,40 @@ def quiet_telemetry(current: Settings) -> None:
         "MLFLOW_MODEL_CATALOG_URI": "",
         "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
         "MLFLOW_TRACKING_URI": current.tracking_uri,
-        "PREFECT_HOME": str(prefect_home),
+        "PREFECT_HOME": str(current.state / "prefect"),
         "PREFECT_CLI_PROMPT": "false",
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+
+
+def _servers(current: Settings) -> dict[str, str]:
+    """Addresses and credentials of Prefect and MLflow."""
+    prefect, tracking = current.orchestration, current.tracking
+    found = {"PREFECT_API_URL": prefect.api, "MLFLOW_TRACKING_USERNAME": tracking.user}
+    secrets = {"PREFECT_API_AUTH_STRING": prefect.auth, "MLFLOW_TRACKING_PASSWORD": tracking.password}
+    found |= {name: secret.get_secret_value() if secret else None for name, secret in secrets.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _store(current: Settings) -> dict[str, str]:
+    """Address and key of the object store, for everything built on boto3 or aiobotocore."""
+    store = current.object_store
+    if store is None:
+        return {}
+    if os.environ.get("AWS_ACCESS_KEY_ID") not in (None, _written.get("AWS_ACCESS_KEY_ID")):
+        return {}  # keys of another store: a mixture of both would open neither
+    return {
+        "AWS_ACCESS_KEY_ID": store.access_key,
+        "AWS_SECRET_ACCESS_KEY": store.secret_key.get_secret_value(),
+        "AWS_DEFAULT_REGION": store.region,
+        "AWS_ENDPOINT_URL_S3": store.endpoint,
+        "MLFLOW_S3_ENDPOINT_URL": store.endpoint,
+    }
 
 
 def explain_invalid(error: Exception, model: type[BaseModel]) -> str:

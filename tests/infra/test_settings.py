@@ -1,11 +1,20 @@
 """One settings object: mlflow.yaml, then the environment; what it does not know it says."""
 
+import json
 import os
+import re
 
 import pytest
 
 from infra.errors import ConfigurationError
-from infra.settings import find_root, settings
+from infra.settings import CONNECTION_FILE, find_root, settings
+
+CONNECTION = {
+    "tracking": {"uri": "http://127.0.0.1:15000", "user": "clearwell", "password": "mlflow-secret"},
+    "ledger": "postgresql+psycopg2://clearwell:pg-secret@127.0.0.1:15432/ledger",
+    "orchestration": {"api": "http://127.0.0.1:14200/api", "auth": "clearwell:prefect-secret"},
+    "object_store": {"endpoint": "http://127.0.0.1:18333", "access_key": "key", "secret_key": "s3-secret"},
+}
 
 
 @pytest.fixture
@@ -113,3 +122,57 @@ def test_products_are_pointed_at_the_project_and_kept_silent(written, home):
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     assert os.environ["DO_NOT_TRACK"] == "1"
     assert os.environ["PREFECT_CLI_PROMPT"] == "true"  # what a user chose stays
+
+
+@pytest.fixture
+def connected(written, home):
+    """A stack's connection file lies in the project."""
+    (home / CONNECTION_FILE).parent.mkdir(parents=True)
+    (home / CONNECTION_FILE).write_text(json.dumps(CONNECTION))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3"):
+        os.environ.pop(name, None)
+    return written
+
+
+def test_a_running_stack_is_used_by_every_product(connected):
+    found = connected("tracking: {experiment: trial}\nledger: sqlite:///own.db\n")
+    assert (found.tracking_uri, found.tracking.experiment) == ("http://127.0.0.1:15000", "trial")
+    assert found.ledger_url == CONNECTION["ledger"]
+    assert found.artifact_root is None  # the server knows where artifacts go
+    assert found.object_store.buckets.data == "dvc"
+    assert {name: os.environ[name] for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")} == {
+        "PREFECT_API_URL": "http://127.0.0.1:14200/api",
+        "PREFECT_API_AUTH_STRING": "clearwell:prefect-secret",
+    }
+    assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == (
+        "clearwell",
+        "mlflow-secret",
+    )
+    assert (os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]) == ("key", "s3-secret")
+    assert os.environ["AWS_ENDPOINT_URL_S3"] == "http://127.0.0.1:18333"
+
+
+def test_when_the_stack_is_down_its_addresses_are_forgotten(connected, home):
+    connected("{}")
+    (home / CONNECTION_FILE).unlink()
+    settings.cache_clear()
+    assert settings().object_store is None
+    assert os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:///")
+    assert not {"PREFECT_API_URL", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY"} & set(os.environ)
+
+
+def test_keys_of_another_store_are_not_mixed_with_ours(connected):
+    connected("{}", AWS_ACCESS_KEY_ID="of another store", AWS_SECRET_ACCESS_KEY="its secret")
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] == "its secret"
+    assert "AWS_ENDPOINT_URL_S3" not in os.environ
+
+
+def test_the_environment_overrides_the_stack(connected):
+    found = connected("{}", CLEARWELL_TRACKING__URI="http://elsewhere:5000", PREFECT_API_URL="http://elsewhere/api")
+    assert found.tracking_uri == "http://elsewhere:5000"
+    assert os.environ["PREFECT_API_URL"] == "http://elsewhere/api"
+
+
+def test_secrets_are_not_shown(connected):
+    shown = repr(connected("{}"))
+    assert not {"mlflow-secret", "prefect-secret", "s3-secret", "pg-secret"} & set(re.findall(r"[\w-]+", shown))
