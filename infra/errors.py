@@ -9,7 +9,8 @@
     ├── StageError                 a stage failed; names its input and the command that continues
     ├── StoreError                 a data version, model or cache entry is missing or damaged
     ├── PromotionError             a model version may not get the alias
-    │   └── LeaseHeldError         another promotion is under way; try again
+    │   ├── LeaseHeldError         another promotion is under way; try again
+    │   └── LeaseLostError         the promotion took longer than its lease; nothing more was changed
     └── ServerError                a server did not start, or does not answer
 
 Methods in ``models`` know nothing of this tree: they raise ``ValueError`` and scikit-learn's ``NotFittedError``.
@@ -90,7 +91,48 @@ class LeaseHeldError(PromotionError):
     transient = True
 
 
+class LeaseLostError(PromotionError):
+    """A promotion took longer than its lease, which somebody else may hold by now."""
+
+    transient = True
+
+
 class ServerError(ClearwellError):
     """A server did not start, or does not answer."""
 
     exit_code = 7
+
+
+_TRANSIENT_NAMES = {  # of the products' own errors, by name: importing them all would take seconds
+    "ConnectionError",  # Python's, requests' and botocore's
+    "HTTPClientError",
+    "OperationalError",  # SQLAlchemy's: the database is away, or locked
+    "TimeoutError",
+    "TransportError",  # httpx's
+}
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether the same call may succeed when simply repeated: a server that is away or busy, not a wrong input."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, ClearwellError):
+            if error.transient:
+                return True
+        elif _TRANSIENT_NAMES & {kind.__name__ for kind in type(error).__mro__} or _server_failed(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _server_failed(error: BaseException) -> bool:
+    """Whether an HTTP client's error says 429 or 5xx (botocore), or that no answer came (MLflow)."""
+    answer = getattr(error, "response", None)
+    if isinstance(answer, dict):
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status == 429 or status >= 500
+    status = getattr(answer, "status_code", None)
+    if isinstance(status, int):
+        return status == 429 or status >= 500
+    return type(error).__name__ == "MlflowException" and str(error).startswith("API request to")

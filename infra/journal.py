@@ -16,6 +16,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from infra.database import writing
+
 _META = sa.MetaData()
 _JOURNALS = sa.Table(
     "journals",
@@ -70,8 +72,7 @@ class Journal:
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
-        with engine.begin() as connection:
-            lock(connection)
+        with writing(engine) as connection:
             _META.create_all(connection)
 
     def begin(self, kind: str, subject: str, plan: Mapping[str, Any], connection: sa.Connection | None = None) -> str:
@@ -120,18 +121,8 @@ class Journal:
         if connection is not None:
             yield connection
             return
-        with self.engine.begin() as own:
-            lock(own)
+        with writing(self.engine) as own:
             yield own
-
-
-def lock(connection: sa.Connection) -> None:
-    """Make this transaction the only one that writes here, until it ends; others queue."""
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("PRAGMA secure_delete = ON")  # deleted plans leave no bytes behind
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-    else:
-        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7165017)")
 
 
 def _text(value: Mapping[str, Any]) -> str:

@@ -1,25 +1,24 @@
 """The audit trail: an append-only table in which every entry carries the hash of the one before.
 
 Prefect's and MLflow's databases are views that may be vacuumed; what happened to data and models stands here.
+The number and hash of the last entry are kept in a row of their own, so that entries cut off at the end are missed too.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import socket
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from getpass import getuser
 from typing import Any
 
 import sqlalchemy as sa
 
-from infra.errors import LeaseHeldError, StoreError
-from infra.files import is_running, json_digest
+from infra.database import lock, open_database, writing
+from infra.files import json_digest
+from infra.leases import Leases
 
 GENESIS = "0" * 64
 _META = sa.MetaData()
@@ -34,13 +33,21 @@ _ENTRIES = sa.Table(
     sa.Column("previous", sa.String(64), nullable=False, unique=True),
     sa.Column("hash", sa.String(64), nullable=False),
 )
-_LEASES = sa.Table(
-    "leases",
+_HEAD = sa.Table(
+    "ledger_head",
     _META,
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("holder", sa.String, nullable=False),
-    sa.Column("expires", sa.Float, nullable=False),
+    sa.Column("only", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
 )
+
+
+@dataclass(frozen=True)
+class Break:
+    """Where the chain does not fit, and how."""
+
+    number: int
+    why: str
 
 
 def actor() -> str:
@@ -51,8 +58,8 @@ def actor() -> str:
         return "unknown"
 
 
-class Ledger:
-    """Append to, read and verify the audit trail.
+class Ledger(Leases):
+    """Append to, read and verify the audit trail. The leases under which it is written stand in the same database.
 
     Parameters
     ----------
@@ -61,20 +68,18 @@ class Ledger:
     """
 
     def __init__(self, url: str) -> None:
-        self.engine = sa.create_engine(url, connect_args={"timeout": 30} if url.startswith("sqlite") else {})
-        _META.create_all(self.engine)
+        super().__init__(open_database(url))
+        with writing(self.engine) as connection:
+            _META.create_all(connection)
 
     def append(self, kind: str, **payload: Any) -> dict[str, Any]:
-        """Add an entry and return it. Concurrent writers queue; a lost race is tried again."""
-        for _ in range(20):
-            try:
-                with self.engine.begin() as connection:
-                    return self._append(connection, kind, payload)
-            except (sa.exc.IntegrityError, sa.exc.OperationalError):
-                time.sleep(0.05)
-        raise StoreError(f"The ledger at {self.engine.url!r} stays locked. Is another process stuck in a promotion?")
+        """Add an entry and return it. Concurrent writers queue."""
+        with writing(self.engine) as connection:
+            return self.add(connection, kind, payload)
 
-    def _append(self, connection: sa.Connection, kind: str, payload: dict[str, Any]) -> dict[str, Any]:
+    def add(self, connection: sa.Connection, kind: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """Add an entry within the transaction of `connection`, and return it."""
+        lock(connection)
         last = connection.execute(
             sa.select(_ENTRIES.c.number, _ENTRIES.c.hash).order_by(_ENTRIES.c.number.desc()).limit(1)
         ).first()
@@ -88,113 +93,59 @@ class Ledger:
         }
         entry["hash"] = json_digest(entry)
         connection.execute(_ENTRIES.insert().values(**entry))
+        head = {"number": entry["number"], "hash": entry["hash"]}
+        if connection.execute(_HEAD.update().values(**head)).rowcount == 0:
+            connection.execute(_HEAD.insert().values(only=1, **head))
         return entry
 
-    def entries(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """Entries in order, payloads decoded."""
-        query = sa.select(_ENTRIES).order_by(_ENTRIES.c.number)
-        if kind is not None:
-            query = query.where(_ENTRIES.c.kind == kind)
+    def entries(self, *kinds: str, last: int | None = None) -> list[dict[str, Any]]:
+        """Entries in order, of some kinds or of all, at most the `last` ones; payloads decoded."""
+        query = sa.select(_ENTRIES).order_by(_ENTRIES.c.number.desc())
+        if kinds:
+            query = query.where(_ENTRIES.c.kind.in_(kinds))
+        if last is not None:
+            query = query.limit(last)
         with self.engine.connect() as connection:
             rows = [dict(row) for row in connection.execute(query).mappings()]
-        return [row | {"payload": json.loads(row["payload"])} for row in rows]
+        return [row | {"payload": json.loads(row["payload"])} for row in reversed(rows)]
+
+    def head(self) -> tuple[int, str]:
+        """Number and hash of the last entry; kept elsewhere, they show later whether this history is still there."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(sa.select(_ENTRIES).order_by(_ENTRIES.c.number.desc()).limit(1))
+            last = rows.mappings().first()
+        return (int(last["number"]), str(last["hash"])) if last else (0, GENESIS)
 
     def broken_at(self) -> int | None:
         """Number of the first entry that does not fit the chain, None when all do."""
+        found = self.first_break()
+        return found.number if found else None
+
+    def first_break(self) -> Break | None:
+        """The first entry that does not fit the chain, and why; None when all do."""
         previous, expected = GENESIS, 1
         with self.engine.connect() as connection:
-            for row in connection.execute(sa.select(_ENTRIES).order_by(_ENTRIES.c.number)).mappings():
-                entry = {name: row[name] for name in ("number", "time", "actor", "kind", "payload", "previous")}
-                if row["number"] != expected or row["previous"] != previous or row["hash"] != json_digest(entry):
-                    return int(row["number"])
+            head = connection.execute(sa.select(_HEAD.c.number, _HEAD.c.hash)).first()
+            for row in _rows(connection):
+                why = _misfit(row, previous, expected)
+                if why:
+                    return Break(int(row["number"]), why)
                 previous, expected = row["hash"], expected + 1
+        if head is not None and (head.number, head.hash) != (expected - 1, previous):
+            return Break(expected, f"the last entry was number {head.number}, and the entries end at {expected - 1}")
         return None
 
-    @contextmanager
-    def lease(self, name: str, seconds: float) -> Iterator[None]:
-        """Hold `name` alone; a lease whose holder died expires after `seconds`.
 
-        Raises
-        ------
-        LeaseHeldError
-            If somebody else holds it.
-        """
-        holder = self._take(name, seconds)
-        try:
-            yield
-        finally:
-            self._give_back(name, holder)
+def _rows(connection: sa.Connection) -> Iterator[sa.RowMapping]:
+    query = sa.select(_ENTRIES).order_by(_ENTRIES.c.number).execution_options(yield_per=1000)
+    return iter(connection.execute(query).mappings())
 
-    @contextmanager
-    def turn(self, name: str, patience: float, seconds: float = 60.0) -> Iterator[None]:
-        """Hold `name` alone for as long as the block runs, waiting for whoever holds it at most `patience` seconds.
 
-        Unlike :meth:`lease` this is for work of unknown length: it is prolonged from a thread every third of
-        `seconds`, and a holder of this host whose process is gone loses it at once.
-
-        Raises
-        ------
-        LeaseHeldError
-            If it did not come free in time.
-        """
-        deadline = time.monotonic() + patience
-        while True:
-            self._forget_the_dead(name)
-            try:
-                holder = self._take(name, seconds)
-                break
-            except LeaseHeldError as error:
-                if time.monotonic() >= deadline:
-                    raise LeaseHeldError(
-                        f"{name!r} has been held by {self._holder(name)} for longer than {patience:.0f} seconds. "
-                        "Wait for that run to end, or cancel it, then start again.",
-                        lease=name,
-                    ) from error
-                time.sleep(min(1.0, patience))
-        ended = threading.Event()
-        keeper = threading.Thread(target=self._prolong, args=(name, holder, seconds, ended), daemon=True)
-        keeper.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            keeper.join()
-            self._give_back(name, holder)
-
-    def _take(self, name: str, seconds: float) -> str:
-        holder = f"{socket.gethostname()}:{os.getpid()}:{time.monotonic_ns()}"
-        now = time.time()
-        try:
-            with self.engine.begin() as connection:
-                connection.execute(_LEASES.delete().where(_LEASES.c.name == name, _LEASES.c.expires < now))
-                connection.execute(_LEASES.insert().values(name=name, holder=holder, expires=now + seconds))
-        except (sa.exc.IntegrityError, sa.exc.OperationalError) as error:
-            raise LeaseHeldError(
-                f"Somebody else is changing {name!r} right now. Try again in {seconds:.0f} seconds at the latest.",
-                lease=name,
-            ) from error
-        return holder
-
-    def _give_back(self, name: str, holder: str) -> None:
-        with self.engine.begin() as connection:
-            connection.execute(_LEASES.delete().where(_LEASES.c.name == name, _LEASES.c.holder == holder))
-
-    def _holder(self, name: str) -> str | None:
-        with self.engine.connect() as connection:
-            return connection.execute(sa.select(_LEASES.c.holder).where(_LEASES.c.name == name)).scalar()
-
-    def _prolong(self, name: str, holder: str, seconds: float, ended: threading.Event) -> None:
-        mine = (_LEASES.c.name == name, _LEASES.c.holder == holder)
-        while not ended.wait(seconds / 3):
-            try:
-                with self.engine.begin() as connection:
-                    connection.execute(_LEASES.update().where(*mine).values(expires=time.time() + seconds))
-            except sa.exc.OperationalError:  # the database is away; the next third tries again
-                continue
-
-    def _forget_the_dead(self, name: str) -> None:
-        """End a lease whose holder ran on this host and does no longer."""
-        holder = self._holder(name) or ""
-        host, _, rest = holder.partition(":")
-        if host == socket.gethostname() and not is_running(rest.partition(":")[0]):
-            self._give_back(name, holder)
+def _misfit(row: sa.RowMapping, previous: str, expected: int) -> str:
+    """Why an entry does not follow the one before it; empty when it does."""
+    if row["number"] != expected:
+        return f"entry {expected} is missing"
+    if row["previous"] != previous:
+        return "it does not carry the hash of the entry before it: one of the two was changed"
+    entry = {name: row[name] for name in ("number", "time", "actor", "kind", "payload", "previous")}
+    return "" if row["hash"] == json_digest(entry) else "its content does not fit its hash: it was changed"

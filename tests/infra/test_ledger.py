@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infra.errors import LeaseHeldError, StoreError
+from infra.database import writing
+from infra.errors import LeaseHeldError, LeaseLostError, StoreError
 from infra.ledger import GENESIS, Ledger, actor
 
 PAYLOADS = st.dictionaries(
@@ -76,7 +77,7 @@ def test_change_of_any_column_shows(ledger, column):
     assert ledger.broken_at() in (2, 3, 7)
 
 
-def test_lost_entry_shows_unless_it_is_the_last(ledger):
+def test_lost_entry_shows(ledger):
     for n in range(4):
         ledger.append("data", rows=n)
     tamper(ledger, "DELETE FROM ledger WHERE number = 2")
@@ -131,14 +132,35 @@ def test_processes_that_append_at_once_keep_the_chain_whole(ledger, url):
     assert ledger.broken_at() is None
 
 
-def test_stuck_ledger_is_reported(ledger, monkeypatch):
-    def refuse(*_):
-        raise sa.exc.OperationalError("INSERT", {}, Exception("database is locked"))
+def test_stuck_ledger_is_reported(url, monkeypatch):
+    monkeypatch.setattr("infra.database.PATIENCE", 0.2)
+    ledger = Ledger(url)
+    with writing(ledger.engine), pytest.raises(StoreError, match="stays locked"):
+        Ledger(url).append("data")
 
-    monkeypatch.setattr(Ledger, "_append", refuse)
-    monkeypatch.setattr(time, "sleep", lambda _: None)
-    with pytest.raises(StoreError, match="stays locked"):
-        ledger.append("data")
+
+def test_entries_cut_off_at_the_end_are_missed(ledger):
+    for n in range(3):
+        ledger.append("data", rows=n)
+    assert ledger.head()[0] == 3
+    tamper(ledger, "DELETE FROM ledger WHERE number = 3")
+    assert ledger.first_break().why == "the last entry was number 3, and the entries end at 2"
+    assert ledger.broken_at() == 3
+
+
+def test_ledger_from_before_heads_and_tokens_goes_on(url):
+    old = sa.create_engine(url)
+    with old.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE leases (name VARCHAR PRIMARY KEY, holder VARCHAR, expires FLOAT)")
+    ledger = Ledger(url)
+    ledger.append("data")
+    tamper(ledger, "DELETE FROM ledger_head")
+    assert ledger.broken_at() is None
+    ledger.append("data")
+    with ledger.lease("promote:m", 60) as lease:
+        assert lease.token == 1
+    assert ledger.head()[0] == 2
+    assert ledger.broken_at() is None
 
 
 def test_lease_excludes_others_and_ends_with_the_block(ledger, url):
@@ -171,6 +193,48 @@ def test_lease_of_a_dead_holder_expires(ledger, url):
     tamper(ledger, "UPDATE leases SET expires = expires - 1.5")  # time passes
     with ledger.lease("promote:m", 60):
         pass
+
+
+def test_late_holder_may_change_nothing_more(ledger):
+    with ledger.lease("promote:m", 60) as lease:
+        with lease.held():
+            pass
+        tamper(ledger, "UPDATE leases SET expires = 0")
+        with (
+            pytest.raises(LeaseLostError, match=r"expired while its holder was at work \(token 1, now 1\)"),
+            lease.held(),
+        ):
+            pytest.fail("the block must not run")
+        with ledger.lease("promote:m", 60) as following:
+            assert following.token == 2
+            with pytest.raises(LeaseLostError, match=r"token 1, now 2"), lease.held():
+                pytest.fail("the block must not run")
+            with following.held() as connection:
+                ledger.add(connection, "promoted", {})
+    assert len(ledger.entries()) == 1
+
+
+def test_nobody_takes_an_expired_lease_while_its_holder_makes_its_change(ledger, url):
+    """The change itself may outlast the lease: who wants the lease waits for the change to end, or is told no."""
+    with ledger.lease("promote:m", 0.4) as lease:
+        changed, taken = threading.Event(), []
+
+        def rival():
+            for _ in range(100):
+                try:
+                    with Ledger(url).lease("promote:m", 60):
+                        taken.append(changed.is_set())
+                        return
+                except LeaseHeldError:
+                    time.sleep(0.05)
+
+        with lease.held():
+            thread = threading.Thread(target=rival)
+            thread.start()
+            time.sleep(0.8)
+            changed.set()
+        thread.join()
+    assert taken == [True]
 
 
 def test_late_holder_does_not_end_the_lease_of_the_next(ledger):
