@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from infra import datasets as ds
 from infra.references import DatasetRef, ModelRef, StageResult
 from tasks.figures import sample_sheet
-from tasks.stage import Desk, RunContext, StageConfig, run_stage
+from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
 
 
 class AdaptConfig(StageConfig):
@@ -27,7 +25,7 @@ class AdaptConfig(StageConfig):
     split: str = Field("target", description="Split that holds the new domain.")
 
 
-@task(name="adapt", cache_policy=NO_CACHE)
+@stage_task("adapt")
 def adapt(data: DatasetRef, model: ModelRef, config: AdaptConfig, run: RunContext, stage: str = "adapt") -> StageResult:
     """Adapt to the split of the new domain alone; its labels, if any, are never read."""
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from infra import datasets as ds
@@ -18,7 +16,7 @@ from infra.model_store import PROGRAM
 from infra.program import open_program
 from infra.project import Project
 from infra.references import DatasetRef, ModelRef, StageResult
-from tasks.stage import Desk, RunContext, StageConfig, run_stage
+from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
 
 MAX_EXPORT_GAP = 1e-4
 
@@ -33,7 +31,7 @@ class CompressConfig(StageConfig):
     )
 
 
-@task(name="compress", cache_policy=NO_CACHE)
+@stage_task("compress")
 def compress(data: DatasetRef, model: ModelRef, config: CompressConfig, run: RunContext) -> StageResult:
     """Compress a classifier. `data` gives the shape of one input; no row of it is used."""
 

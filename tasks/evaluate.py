@@ -7,15 +7,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from infra import datasets as ds
 from infra.references import DatasetRef, ModelRef, StageResult
 from tasks.compress import example_input, latencies, load_model
 from tasks.figures import confusion
-from tasks.stage import Desk, RunContext, StageConfig, run_stage
+from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
 
 ROWS = {
     "source_accuracy": "accuracy on the test split",
@@ -37,7 +35,7 @@ class EvaluateConfig(StageConfig):
     reject_threshold: float = Field(0.55, gt=0, lt=1, description="Normalised entropy above which a row is unknown.")
 
 
-@task(name="evaluate", cache_policy=NO_CACHE)
+@stage_task("evaluate")
 def evaluate(
     data: DatasetRef,
     raw: DatasetRef,

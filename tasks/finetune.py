@@ -6,8 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from infra import datasets as ds
@@ -15,7 +13,7 @@ from infra.errors import DatasetFormatError
 from infra.references import DatasetRef, ModelRef, StageResult
 from tasks.figures import curves
 from tasks.networks import NetworkConfig, make_classifier, make_encoder
-from tasks.stage import Desk, RunContext, StageConfig, run_stage
+from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
 from tasks.training_rows import trusted_labels
 
 
@@ -41,7 +39,7 @@ class NaiveConfig(StageConfig):
     batch_size: int = Field(128, ge=2, description="Rows a step.")
 
 
-@task(name="finetune", cache_policy=NO_CACHE)
+@stage_task("finetune")
 def finetune(
     data: DatasetRef,
     encoder: ModelRef | None,
@@ -100,7 +98,7 @@ def finetune(
     return run_stage(stage, config, inputs, work, run, settings=network.model_dump(mode="json"))
 
 
-@task(name="naive", cache_policy=NO_CACHE)
+@stage_task("naive")
 def train_naive(data: DatasetRef, network: NetworkConfig, config: NaiveConfig, run: RunContext) -> StageResult:
     """Train the same network on the raw rows and labels; only rows that no network could take are left out."""
 

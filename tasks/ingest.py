@@ -6,14 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from infra import datasets as ds
 from infra.project import Project
 from infra.references import DatasetRef, Reference
 from infra.working_copy import find, names
+from tasks.stage import stage_task
 
 
 class Ingested(Reference):
@@ -33,7 +30,7 @@ class Ingested(Reference):
     truth: DatasetRef | None = None
 
 
-@task(name="ingest", cache_policy=NO_CACHE)
+@stage_task("ingest")
 def ingest(data: str) -> Ingested:
     """Make versions of the data a run was asked to work on.
 
@@ -72,6 +69,6 @@ def _single(project: Project, name: str, split: str, file: Path | None) -> Datas
     def write(folder: Any) -> int:
         (folder / split).mkdir()
         shutil.copyfile(file, folder / split / "part-00000.parquet")
-        return int(pq.read_metadata(file).num_rows)
+        return ds.rows_of(file)
 
     return project.versions.add(name, write, source="data.dvc")

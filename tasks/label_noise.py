@@ -6,15 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from infra import datasets as ds
 from infra.references import DatasetRef, StageResult
 from tasks.figures import sample_sheet
 from tasks.networks import NetworkConfig, make_encoder
-from tasks.stage import Desk, RunContext, StageConfig, run_stage
+from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
 
 
 class LabelNoiseConfig(StageConfig):
@@ -28,7 +26,7 @@ class LabelNoiseConfig(StageConfig):
     flip: bool = Field(False, description="Whether a mirrored image keeps its class (digits do not).")
 
 
-@task(name="label_noise", cache_policy=NO_CACHE)
+@stage_task("label_noise")
 def label_noise(data: DatasetRef, network: NetworkConfig, config: LabelNoiseConfig, run: RunContext) -> StageResult:
     """Flag and correct labels; a new version carries the flags as columns, no row is dropped.
 

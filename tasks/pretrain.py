@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from infra import datasets as ds
@@ -15,7 +13,7 @@ from infra.references import DatasetRef, ModelRef, StageResult
 from models.training import Hook, Row, Trainer, hooks
 from tasks.figures import curves, embedding_map
 from tasks.networks import NetworkConfig, make_encoder
-from tasks.stage import Desk, RunContext, StageConfig, run_stage
+from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
 from tasks.training_rows import strangers, trusted_labels
 
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -95,7 +93,7 @@ class EncoderMonitor(Hook):
         row |= found
 
 
-@task(name="pretrain", cache_policy=NO_CACHE)
+@stage_task("pretrain")
 def pretrain(
     data: DatasetRef, warm: ModelRef | None, network: NetworkConfig, config: PretrainConfig, run: RunContext
 ) -> StageResult:

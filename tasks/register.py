@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from infra import datasets as ds
@@ -19,7 +17,7 @@ from infra.project import Project
 from infra.references import DatasetRef, ModelRef, StageResult
 from infra.scoring import save_scoring_model
 from tasks.compress import load_program
-from tasks.stage import Desk, RunContext, StageConfig, run_stage
+from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
 
 SPLIT_OF = {
     "source_accuracy": "test",
@@ -42,7 +40,7 @@ class RegisterConfig(StageConfig):
     promote: bool = Field(True, description="Make the version champion when every gate holds.")
 
 
-@task(name="register", cache_policy=NO_CACHE)
+@stage_task("register")
 def register(
     data: DatasetRef,
     model: ModelRef,

@@ -11,15 +11,14 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
-from prefect import task
 from prefect.artifacts import create_link_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
 
 from infra.files import draft_folder, publish, write_text
 from infra.project import Project
 from infra.references import DatasetRef, StageResult
 from tasks.evaluate import LOWER_IS_BETTER, ROWS
 from tasks.ingest import Ingested
+from tasks.stage import stage_task
 
 GROUPS = {
     "Samples": ("label_errors", "intruders", "duplicates", "unknowns"),
@@ -35,7 +34,7 @@ GROUPS = {
 WIDE = ("label_errors", "intruders", "duplicates", "unknowns", "curves", "embedding")
 
 
-@task(name="report", cache_policy=NO_CACHE)
+@stage_task("report")
 def publish_report(found: Ingested, results: list[StageResult], parent: str, began: float) -> dict[str, Any]:
     """Write the report in one step and return its summary.
 

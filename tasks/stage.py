@@ -13,11 +13,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
 from pydantic import Field
 
-from infra.errors import ClearwellError, StageError
+from infra.errors import ClearwellError, StageError, is_transient
 from infra.files import draft_folder
 from infra.project import Project
 from infra.references import DatasetRef, FigureRef, ModelRef, Reference, StageResult
@@ -27,7 +30,12 @@ from models.training import Hook, Row, Trainer, hooks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from prefect.client.schemas.objects import State
+    from prefect.tasks import Task
     from torch.nn import Module
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class RunContext(Reference):
@@ -55,6 +63,26 @@ class StageConfig(Reference):
     method: str = Field(description="Registered name of the method; `clearwell methods STAGE` lists the choices.")
     parameters: dict[str, Any] = Field(default_factory=dict, description="Constructor parameters of the method.")
     seed: int = Field(0, ge=0, description="Random state of the stage.")
+
+
+def stage_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Make a function a Prefect task that is tried again, ever later, while a server it needs is away or busy.
+
+    Whatever else goes wrong ends it at once. Results are kept by :func:`run_stage`, not by Prefect.
+    """
+    return task(
+        name=name,
+        cache_policy=NO_CACHE,
+        retries=4,
+        retry_delay_seconds=exponential_backoff(backoff_factor=2),
+        retry_jitter_factor=0.5,
+        retry_condition_fn=_may_succeed_later,
+    )
+
+
+def _may_succeed_later(_task: Any, _run: Any, state: State[Any]) -> bool:
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, BaseException) and is_transient(error)
 
 
 Watcher = Callable[[str, str, dict[str, Any]], None]

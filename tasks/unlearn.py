@@ -6,15 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from infra import datasets as ds
 from infra.errors import DatasetNotFoundError
 from infra.references import DatasetRef, ModelRef, StageResult
 from tasks.figures import curves
-from tasks.stage import Desk, RunContext, StageConfig, run_stage
+from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
 from tasks.training_rows import trusted_labels
 
 
@@ -27,7 +25,7 @@ class UnlearnConfig(StageConfig):
     )
 
 
-@task(name="unlearn", cache_policy=NO_CACHE)
+@stage_task("unlearn")
 def unlearn(
     data: DatasetRef,
     erasure: DatasetRef,

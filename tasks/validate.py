@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from infra import datasets as ds
@@ -16,7 +14,7 @@ from infra.errors import ValidationGateError
 from infra.files import draft_folder, publish
 from infra.references import DatasetRef, StageResult
 from tasks.figures import sample_sheet
-from tasks.stage import Desk, RunContext, StageConfig, run_stage
+from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +42,7 @@ class ValidateConfig(StageConfig):
     max_class_imbalance: float = Field(0.5, gt=0, description="Largest KL divergence of class shares from equal ones.")
 
 
-@task(name="validate", cache_policy=NO_CACHE)
+@stage_task("validate")
 def validate(data: DatasetRef, config: ValidateConfig, run: RunContext) -> StageResult:
     """Check a dataset version; failing rows, leaks and duplicates go to a quarantine version with the reason."""
 
