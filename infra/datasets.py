@@ -20,6 +20,7 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from numpy.typing import NDArray
@@ -34,6 +35,9 @@ logging.getLogger("datasets").setLevel(logging.ERROR)
 RESERVED = ("id", "image", "text", "label", "domain", "split", "source")
 FLAGS = ("noisy", "out_of_distribution", "corrected_label", "confidence")
 SHARD_ROWS = 20_000
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # no format whose reader starts a program
+LARGEST_IMAGE = 50_000_000
+"""Pixels an image may declare: a few bytes can ask for as many as they like."""
 Kind = Literal["image", "text", "table"]
 
 
@@ -92,7 +96,11 @@ def read_split(folder: Path, split: str) -> Dataset:
             return Dataset.from_dict({name: [] for name in features}, features=features)
         data = Dataset.from_parquet([str(shard) for shard in shards], features=features)
     except Exception as error:
-        raise DatasetFormatError(f"The shards of {split!r} in {folder} can not be read: {error}") from error
+        raise DatasetFormatError(
+            f"The shards of {split!r} in {folder} can not be read: {str(error.__cause__ or error).rstrip('.')}. "
+            "If they were whole once, bring them back with `clearwell data restore` or `clearwell data pull`.",
+            split=split,
+        ) from error
     assert isinstance(data, Dataset)
     return data.cast_column("image", Image(decode=False)) if "image" in data.column_names else data
 
@@ -112,13 +120,31 @@ def copy_splits(source: Path, target: Path, splits: Iterable[str]) -> int:
     rows = 0
     for split in splits:
         shutil.copytree(source / split, target / split)
-        rows += sum(pq.read_metadata(shard).num_rows for shard in (source / split).glob("*.parquet"))
+        rows += sum(rows_of(shard) for shard in (source / split).glob("*.parquet"))
     return rows
 
 
 def count_rows(folder: Path) -> int:
     """Rows of all splits, from the footers alone."""
-    return sum(pq.read_metadata(shard).num_rows for shard in folder.glob("*/*.parquet"))
+    return sum(rows_of(shard) for shard in folder.glob("*/*.parquet"))
+
+
+def rows_of(shard: Path) -> int:
+    """Rows of one shard, from its footer.
+
+    Raises
+    ------
+    DatasetFormatError
+        If it has none that can be read.
+    """
+    try:
+        return int(pq.read_metadata(shard).num_rows)
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetFormatError(
+            f"The shard {shard} can not be read: {str(error).rstrip('.')}. If it was whole once, bring it back with "
+            "`clearwell data pull`.",
+            shard=shard,
+        ) from error
 
 
 def with_columns(data: Dataset, columns: dict[str, Any]) -> Dataset:
@@ -161,15 +187,20 @@ def _shape(cell: dict[str, Any]) -> tuple[int, int, int] | None:
     return None if image is None else (image.shape[0], image.shape[1], 1 if image.ndim == 2 else 3)
 
 
+_UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError, OverflowError)
+
+
 def decode(cell: dict[str, Any] | None) -> NDArray[np.uint8] | None:
     """Pixels (H, W) or (H, W, 3) of an encoded image cell, None when they can not be decoded whole."""
     if not cell or not cell.get("bytes"):
         return None
     try:
-        with Pillow.open(io.BytesIO(cell["bytes"])) as image:
+        with Pillow.open(io.BytesIO(cell["bytes"]), formats=IMAGE_FORMATS) as image:
+            if image.width * image.height > LARGEST_IMAGE:
+                return None
             image.load()
             return np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16", "I") else "RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Pillow.DecompressionBombError):
+    except (*_UNDECODABLE, Pillow.DecompressionBombError, Pillow.DecompressionBombWarning):
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from infra.errors import StoreError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def draft_folder(parent: Path) -> Iterator[Path]:
@@ -19,13 +24,36 @@ def draft_folder(parent: Path) -> Iterator[Path]:
 
     Write into it, then ``publish`` it: nobody ever sees it half-written. Folders that a killed process
     left behind are cleared by :func:`clear_drafts`.
+
+    Raises
+    ------
+    StoreError
+        If what was written did not fit on the disk.
     """
     folder = parent / ".drafts" / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    folder.mkdir(parents=True)
+    with _telling_of_full_disks(parent):
+        try:
+            folder.mkdir(parents=True)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _telling_of_full_disks(place: Path) -> Iterator[None]:
     try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        yield
+    except Exception as error:
+        # Libraries written in other languages give the system's answer as text only.
+        if getattr(error, "errno", None) not in FULL and not any(f"os error {code})" in str(error) for code in FULL):
+            raise
+        free = shutil.disk_usage(place if place.exists() else "/").free / 1e6
+        raise StoreError(
+            f"Writing below {place} failed: {error}. {free:.0f} MB are free there. Nothing half-written was kept and "
+            "nothing that was there is lost: make room (`clearwell doctor` shows how much), and run the same command "
+            "again.",
+            place=place,
+        ) from error
 
 
 def publish(draft: Path, final: Path) -> Path:
@@ -33,8 +61,15 @@ def publish(draft: Path, final: Path) -> Path:
     final.parent.mkdir(parents=True, exist_ok=True)
     try:
         draft.rename(final)
-    except OSError:
-        if not final.exists():
+    except OSError as error:
+        if error.errno == errno.EXDEV:  # another disk: copied beside its place first
+            beside = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
+            try:
+                shutil.copytree(draft, beside)
+                beside.rename(final)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+        elif not final.exists():
             raise
     return final
 
@@ -64,11 +99,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    try:
-        draft.write_text(text)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with _telling_of_full_disks(path.parent):
+        try:
+            draft.write_text(text)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str:

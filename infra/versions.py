@@ -10,6 +10,7 @@ and its working copy are only ever read.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import threading
@@ -22,14 +23,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from infra.errors import ConfigurationError, DatasetNotFoundError, StoreError
-from infra.files import clear_drafts, draft_folder, folder_digest, publish, write_text
+from infra.files import clear_drafts, draft_folder, folder_digest, json_digest, publish, write_text
 from infra.references import DatasetRef
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
 _LOCK = threading.Lock()
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)  # it becomes a folder, and stands in NAME@VERSION
+_SEEN: set[str] = set()  # versions found unchanged by this process
+_DIRECTORY = re.compile(r"[0-9a-f]+\.dir")  # DVC's hash of a folder
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}", re.IGNORECASE | re.ASCII)  # a folder, and part of NAME@VERSION
 _LOCK_PATIENCE = 60.0  # DVC itself gives up on its repository lock after 3 seconds
 
 
@@ -81,7 +84,11 @@ class DataVersions:
             If `name` can not be a dataset's name.
         """
         if not _NAME.fullmatch(name):
-            raise ConfigurationError(f"{name!r} can not name a dataset. Use letters, digits, '.', '_' and '-' only.")
+            shown = name if len(name) <= 60 else f"{name[:57]}..."
+            raise ConfigurationError(
+                f"{shown!r} can not name a dataset. Use letters A to Z, digits, '.', '_' and '-' only, "
+                f"a letter or digit first, 128 at most (got {len(name)})."
+            )
         with draft_folder(self.folder) as draft:
             rows = write(draft)
             digest = folder_digest(draft)
@@ -109,7 +116,7 @@ class DataVersions:
             known = ", ".join(str(ref) for ref in self.list(name)[:5]) or "none yet"
             what = "is no version" if not found else f"are {len(found)} versions"
             raise DatasetNotFoundError(
-                f"There {what} {version!r} of the dataset {name!r}. Known: {known}. "
+                f"There {what} {version[:60]!r} of the dataset {name[:60]!r}. Known: {known}. "
                 "List them with `clearwell data list`.",
                 name=name,
                 version=version,
@@ -118,12 +125,14 @@ class DataVersions:
 
     def list(self, name: str = "*") -> list[DatasetRef]:
         """All versions, newest first."""
+        if name != "*" and not _NAME.fullmatch(name):
+            return []
         pins = sorted(self.folder.glob(f"{name}/*.dvc"), key=lambda pin: pin.stat().st_mtime, reverse=True)
         folders = (pin.with_suffix("") for pin in pins)
         return [self._ref(folder) for folder in folders if self._complete(folder)]
 
     def path(self, ref: DatasetRef) -> Path:
-        """Folder of the version's shards, brought back from DVC's cache if it is not there.
+        """Folder of the version's shards, brought back from DVC's cache if it is gone or was changed.
 
         Raises
         ------
@@ -131,9 +140,15 @@ class DataVersions:
             If the bytes are nowhere to be found.
         """
         folder = self.root / ref.uri
-        if not folder.exists():
-            self.restore(ref, folder)
-        return folder
+        if folder.exists() and not self._unchanged(folder):
+            with draft_folder(self.folder) as aside:
+                folder.rename(aside / "changed")
+                try:
+                    self.restore(ref, folder)
+                except StoreError:
+                    (aside / "changed").rename(folder)
+                    raise
+        return self._present(ref)
 
     def pin(self, ref: DatasetRef) -> Path:
         """The version's ``.dvc`` file."""
@@ -141,11 +156,11 @@ class DataVersions:
 
     def intact(self, ref: DatasetRef) -> bool:
         """Whether the version is there and its bytes are those it was made of."""
-        folder = self.root / ref.uri
-        if not self._complete(folder) or self._read_pin(folder)["outs"][0]["md5"] != ref.version:
+        pin = self._read_pin(self.root / ref.uri)
+        if pin is None or pin["outs"][0]["md5"] != ref.version:
             return False
         try:
-            return folder_digest(self.path(ref)) == self._read_pin(folder)["meta"]["sha256"]
+            return bool(folder_digest(self._present(ref)) == pin["meta"]["sha256"])
         except StoreError:
             return False
 
@@ -159,23 +174,13 @@ class DataVersions:
         """
         if target.exists() and any(target.iterdir()):
             raise StoreError(f"{target} is not empty. Name a folder that does not exist yet.", target=target)
-        odb = self.repo.cache.local
-        try:
-            listing = odb.fs.fs.cat_file(odb.oid_to_path(ref.version))
-        except FileNotFoundError:
-            raise StoreError(
-                f"DVC's cache does not hold {ref}. Run `clearwell data pull`, or run the stage that made it again "
-                "with `--refresh`.",
-                ref=ref,
-            ) from None
         with draft_folder(self.folder) as draft:
-            for entry in yaml.safe_load(listing):
-                source = Path(odb.oid_to_path(entry["md5"]))
-                destination = draft / entry["relpath"]
+            for name, digest in self._listing(ref).items():
+                source, destination = self._cached(digest), draft / name
                 destination.parent.mkdir(parents=True, exist_ok=True)
-                if _md5(source) != entry["md5"]:
+                if _md5(source) != digest:
                     raise StoreError(
-                        f"DVC's cache lost the file {entry['relpath']} of {ref}, or it was changed there. "
+                        f"DVC's cache lost the file {name} of {ref}, or it was changed there. "
                         "Run the stage that made it again with `--refresh`.",
                         ref=ref,
                     )
@@ -188,8 +193,47 @@ class DataVersions:
         """Remove what killed processes left half-written."""
         return clear_drafts(self.folder)
 
+    def _listing(self, ref: DatasetRef) -> dict[str, str]:
+        """Relative name -> MD5 of a version's files, as DVC's cache has them."""
+        kept = self._cached(ref.version)
+        try:
+            if f"{_md5(kept)}.dir" != ref.version:
+                raise ValueError("its bytes changed, or it is gone")
+            files = {entry["relpath"]: entry["md5"] for entry in json.loads(kept.read_bytes())}
+            if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+                raise ValueError("it names files outside the version")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"DVC's cache does not hold {ref}: {kept} can not be used, {error}. Run `clearwell data pull`, or run "
+                "the stage that made it again with `--refresh`.",
+                ref=ref,
+            ) from None
+        return files
+
+    def _cached(self, digest: str) -> Path:
+        """Where DVC's cache keeps a content."""
+        return Path(self.repo.cache.local.oid_to_path(digest))
+
+    def _present(self, ref: DatasetRef) -> Path:
+        folder = self.root / ref.uri
+        if not folder.exists():
+            self.restore(ref, folder)
+        return folder
+
+    def _unchanged(self, folder: Path) -> bool:
+        """Whether the shards are those the version was made of; looked at again only when a file was written since."""
+        pin = self._read_pin(folder)
+        if pin is None:
+            return True  # a version in the making
+        state = [(str(path), path.stat()) for path in sorted(folder.rglob("*"))]
+        key = json_digest([pin["meta"]["sha256"], *((name, at.st_size, at.st_mtime_ns) for name, at in state)])
+        if key not in _SEEN and folder_digest(folder) == pin["meta"]["sha256"]:
+            _SEEN.add(key)
+        return key in _SEEN
+
     def _ref(self, folder: Path) -> DatasetRef:
         pin = self._read_pin(folder)
+        assert pin is not None
         meta = pin["meta"]
         uri = folder.relative_to(self.root).as_posix()
         return DatasetRef(name=meta["name"], uri=uri, version=pin["outs"][0]["md5"], rows=meta["rows"])
@@ -201,22 +245,28 @@ class DataVersions:
         pin["meta"] = {"name": name, "rows": rows, "sha256": digest, "source": source}
         write_text(made, yaml.safe_dump(pin, sort_keys=False))
 
-    def _read_pin(self, folder: Path) -> dict[str, Any]:
-        return yaml.safe_load(self._pin(folder).read_text())
+    def _read_pin(self, folder: Path) -> dict[str, Any] | None:
+        """The version's ``.dvc`` file; None if there is none, or what is there says of no version what it is."""
+        try:
+            pin = yaml.safe_load(self._pin(folder).read_text())
+            meta, version = pin["meta"], pin["outs"][0]["md5"]
+            usable = _DIRECTORY.fullmatch(version) and {"name", "rows", "sha256"} <= meta.keys()
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, IndexError, TypeError, AttributeError):
+            return None
+        return pin if usable else None
 
     @staticmethod
     def _pin(folder: Path) -> Path:
         return folder.with_name(f"{folder.name}.dvc")
 
     def _complete(self, folder: Path) -> bool:
-        return self._pin(folder).exists() and "meta" in self._read_pin(folder)
+        return self._read_pin(folder) is not None
 
     def _drop_damaged_cache(self, folder: Path) -> None:
         """DVC trusts a file its cache already has, so one that was changed there has to go first."""
-        odb = self.repo.cache.local
         for path in (p for p in folder.rglob("*") if p.is_file()):
-            name = _md5(path)
-            kept = Path(odb.oid_to_path(name))
+            name = str(_md5(path))
+            kept = self._cached(name)
             if kept.exists() and _md5(kept) != name:
                 kept.unlink()
 
