@@ -78,6 +78,14 @@ class Stack(_Section):
     start_seconds: float = Field(180.0, gt=0, description="How long a server may take until it answers.")
 
 
+class Work(_Section):
+    """Where work runs that can be divided. See docs/scale.md."""
+
+    address: str = Field("local", description="local, ray (a cluster of this machine alone) or ray://host:port.")
+    workers: int | None = Field(None, ge=1, description="Processes at once; by default 1, on Ray what there is.")
+    processes: int = Field(1, ge=1, description="Processes that one training is spread over.")
+
+
 class Registry(_Section):
     """How models are registered."""
 
@@ -123,6 +131,7 @@ class Settings(BaseSettings):
     orchestration: Orchestration = Orchestration()
     object_store: ObjectStore | None = Field(None, description="S3-compatible store; without one, local folders.")
     stack: Stack = Stack()
+    runner: Work = Work()
 
     @classmethod
     def settings_customise_sources(

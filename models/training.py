@@ -21,6 +21,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from models import distributed
+
 Row = dict[str, float]
 
 
@@ -79,6 +81,12 @@ class Trainer:
     device, precision : str
         Handed to Fabric ("cpu", "cuda"; "32-true", "bf16-mixed").
 
+    Notes
+    -----
+    In a process group of torch (see :mod:`models.distributed`) each process takes its part of every batch, and
+    gradients are averaged: one step of n processes is a step on the whole batch, but for what a loss takes from the
+    batch as a whole (batch normalisation, contrast, labels that are missing).
+
     Attributes
     ----------
     history : list of dict
@@ -104,7 +112,8 @@ class Trainer:
         device: str = "cpu",
         precision: Any = "32-true",
     ) -> None:
-        self.fabric = Fabric(accelerator=device.partition(":")[0], devices=1, precision=precision)
+        accelerator = device.partition(":")[0]
+        self.fabric = Fabric(accelerator=accelerator, devices=distributed.device(accelerator), precision=precision)
         self.device = self.fabric.device
         self.plain_network = network
         self.epochs, self.batch_size, self.drop_last = epochs, batch_size, drop_last
@@ -115,6 +124,7 @@ class Trainer:
         self.initial_rates: list[float] = []
         self.stop = False
         self.epoch = self.step = 0
+        self.averaged: distributed.Averaged | None = None
 
     # ---- what methods override ------------------------------------------------------------------------
 
@@ -132,7 +142,7 @@ class Trainer:
     def train_step(self, batch: tuple[Tensor, ...], index: Tensor) -> Row:
         """One optimisation step; returns the loss terms."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss, terms = self.compute_loss(batch, index)
+        loss, terms = self.loss_of(self.compute_loss, batch, index)
         self.fabric.backward(loss)
         self.optimizer.step()
         return {"loss": float(loss.detach()), **terms}
@@ -151,6 +161,14 @@ class Trainer:
     def after_epoch(self, row: Row) -> None:
         """Work a method does at each epoch's end; it may add entries to the history row."""
 
+    def divide(self, index: Tensor) -> Tensor:
+        """The part of a batch that this process takes; override where a batch is more than equal rows."""
+        return distributed.portion(index)
+
+    def row_state(self) -> Sequence[tuple[Tensor, int]]:
+        """Tensors a method writes for each row it sees, with the axis that counts rows; processes exchange them."""
+        return ()
+
     # ---- the loop -------------------------------------------------------------------------------------
 
     def fit(self, *tensors: Tensor) -> Trainer:
@@ -168,7 +186,7 @@ class Trainer:
         self.configure()
         if not self.initial_rates:  # a resumed optimiser carries the rates of its last step
             self.initial_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.total_steps = self.epochs * sum(1 for _ in self.iterate(0, counting=True))
+        self.total_steps = self.epochs * sum(1 for _ in self.own_batches(0, counting=True))
         self.notify("on_fit_begin")
 
     def run_epoch(self) -> None:
@@ -177,14 +195,19 @@ class Trainer:
         self.network.train()
         sums: Row = {}
         count = 0
-        for index in self.iterate(self.epoch):
+        seen: list[Tensor] = []
+        for index in self.own_batches(self.epoch):
             self.apply_schedule()
             terms = self.train_step(self.fetch(index), index)
             self.step += 1
             count += 1
+            seen.append(index)
             for key, value in terms.items():
                 sums[key] = sums.get(key, 0.0) + value
             self.notify("on_batch_end", terms)
+        sums, count = distributed.total(sums, count)
+        distributed.average_buffers(self.plain_network)
+        distributed.merge_rows(self.row_state(), seen)
         row: Row = {"epoch": self.epoch, "lr": self.optimizer.param_groups[0]["lr"]}
         row |= {key: value / max(count, 1) for key, value in sums.items()}
         if not math.isfinite(row.get("loss", 0.0)):
@@ -195,6 +218,22 @@ class Trainer:
         self.notify("on_epoch_end", row)
         self.history.append(row)
         self.epoch += 1
+
+    def loss_of(self, loss: Callable[..., Any], *args: Any) -> Any:
+        """What ``loss(*args)`` returns, so that ``backward`` on it averages the gradients over the processes."""
+        if distributed.processes() == 1:
+            return loss(*args)
+        if self.averaged is None:
+            self.averaged = distributed.Averaged(self.plain_network)
+        return self.averaged(loss, *args)
+
+    def own_batches(self, epoch: int, counting: bool = False) -> Iterator[Tensor]:
+        """The part of each batch that this process takes; batches of one row or none a process are left out."""
+        several = distributed.processes() > 1
+        for index in self.iterate(epoch, counting):
+            mine = self.divide(index) if several else index
+            if not several or len(mine) > 1:
+                yield mine
 
     def iterate(self, epoch: int, counting: bool = False) -> Iterator[Tensor]:
         """Index tensors of one epoch. With `counting` nothing is drawn from the generator."""

@@ -272,6 +272,10 @@ class GLCTrainer(Trainer):
         loss = settings.lam_psd * global_loss + settings.lam_knn * local_loss
         return loss, {"loss_global": float(global_loss.detach()), "loss_local": float(local_loss.detach())}
 
+    def row_state(self) -> list[tuple[Tensor, int]]:
+        """What the bank remembers of each row."""
+        return [(self.bank.embeddings, 0), (self.bank.predictions, 0)]
+
     def after_epoch(self, row: Row) -> None:
         """Add the share of rows whose pseudo-label is "unknown"."""
         row["pseudo_unknown"] = float((self.pseudo_labels.amax(dim=1) < 1).float().mean())

@@ -288,6 +288,10 @@ class NoiseCorrectionTrainer(Trainer):
         guesses = sharpen(self.guesses[:, index].float().mean(dim=0), self.recipe.gamma)
         return torch.where(self.flagged[index, None], guesses, self.onehot[index])
 
+    def row_state(self) -> list[tuple[Tensor, int]]:
+        """The guesses, which are remembered as rows pass."""
+        return [(self.guesses, 1)]
+
     # Detection, after each epoch.
 
     def after_epoch(self, row: Row) -> None:

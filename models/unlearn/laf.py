@@ -27,6 +27,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from models.base import check_labels, isolated_seed, predict_in_batches
+from models.distributed import portion
 from models.networks.vae import VAE, fit_vae, squared_error
 from models.registry import register
 from models.training import Row, Trainer, adam
@@ -105,22 +106,34 @@ class _AlternatingTrainer(Trainer):
         rows = (forget, remain, forget, remain)
         return tuple(tensor[i].to(self.device) for tensor, i in zip(self.tensors, rows, strict=True))
 
+    def divide(self, index: Tensor) -> Tensor:
+        """Each side of the pair is divided by itself; none is taken of a side too short for all."""
+        n_forget = len(self.tensors[0])
+        sides = portion(index[index < n_forget]), portion(index[index >= n_forget])
+        return torch.cat(sides) if all(map(len, sides)) else index[:0]
+
     def train_step(self, batch: tuple[Tensor, ...], index: Tensor) -> Row:
         """One unlearning step, then one alignment step on fresh embeddings."""
-        x_forget, x_remain, original_forget, original_remain = batch
+        unlearn = self.loss_of(self.unlearning, *batch[:2])
+        self._descend(self.optimizer, unlearn)
+        align = self.loss_of(self.alignment, *batch)
+        self._descend(self.align_optimizer, align)
+        terms = {"loss_unlearn": float(unlearn.detach()), "loss_align": float(align.detach())}
+        return {"loss": sum(terms.values()), **terms}
+
+    def unlearning(self, x_forget: Tensor, x_remain: Tensor) -> Tensor:
+        """L_UE of a pair of batches."""
         remain_vae, forget_vae = self.vaes
         g_forget, g_remain = self.network.features(x_forget), self.network.features(x_remain)
         s_remain = squared_error(remain_vae(g_remain)[0], g_remain)
         s_forget = squared_error(forget_vae(g_forget)[0], g_forget)
-        unlearn = unlearning_loss(s_remain, s_forget, self.method.squash)
-        self._descend(self.optimizer, unlearn)
+        return unlearning_loss(s_remain, s_forget, self.method.squash)
 
+    def alignment(self, x_forget: Tensor, x_remain: Tensor, original_forget: Tensor, original_remain: Tensor) -> Tensor:
+        """L_RA of a pair of batches and their original embeddings."""
         g_forget, g_remain = self.network.features(x_forget), self.network.features(x_remain)
         d_remain, d_forget = drift(g_remain, original_remain), drift(g_forget, original_forget)
-        align = alignment_loss(d_remain, d_forget, self.method.temperature)
-        self._descend(self.align_optimizer, align)
-        terms = {"loss_unlearn": float(unlearn.detach()), "loss_align": float(align.detach())}
-        return {"loss": sum(terms.values()), **terms}
+        return alignment_loss(d_remain, d_forget, self.method.temperature)
 
     def after_epoch(self, row: Row) -> None:
         """Say how far it is, when asked to."""
