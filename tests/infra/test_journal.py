@@ -15,13 +15,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'ledger.db'}"
-
-
-@pytest.fixture
 def journal(url):
-    return Journal(Ledger(url).engine)
+    engine = Ledger(url).engine
+    yield Journal(engine)
+    engine.dispose()
 
 
 def test_journal_keeps_plan_and_steps_in_order_until_it_is_finished(journal):
@@ -73,7 +70,9 @@ def test_steps_noted_at_once_are_all_kept(journal):
     assert sorted(journal.open("erasure")[0].steps) == sorted(f"step {n}" for n in range(24))
 
 
-def test_finished_journal_leaves_no_bytes_in_the_database(journal, url):
+def test_finished_journal_leaves_no_bytes_in_the_database(tmp_path):
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    journal = Journal(Ledger(url).engine)
     made = journal.begin("erasure", "scans", {"ids": ["person-4711"] * 500})
     journal.step(made, "found", {"id": "person-4711"})
     file = Path(url.removeprefix("sqlite:///"))

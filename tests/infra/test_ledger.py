@@ -25,13 +25,10 @@ COLUMNS = ("number", "time", "actor", "kind", "payload", "previous", "hash")
 
 
 @pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'ledger.db'}"
-
-
-@pytest.fixture
 def ledger(url):
-    return Ledger(url)
+    made = Ledger(url)
+    yield made
+    made.engine.dispose()
 
 
 def tamper(ledger, statement, **values):
@@ -132,8 +129,9 @@ def test_processes_that_append_at_once_keep_the_chain_whole(ledger, url):
     assert ledger.broken_at() is None
 
 
-def test_stuck_ledger_is_reported(url, monkeypatch):
+def test_stuck_ledger_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr("infra.database.PATIENCE", 0.2)
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
     ledger = Ledger(url)
     with writing(ledger.engine), pytest.raises(StoreError, match="stays locked"):
         Ledger(url).append("data")
