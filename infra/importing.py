@@ -9,23 +9,30 @@ Columns of Parquet and CSV (only one of the first three groups is needed, everyt
     id              unique text; made from the row's content when absent
     split           train, unlabelled, test or target; absent: one labelled row in five becomes test
     domain, source  text
+
+Nothing outside the path is read: links that lead out of it, and image paths that do, are refused.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
+import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from rich.progress import track
 
 from infra import datasets as ds
-from infra.errors import DatasetFormatError, DatasetNotFoundError
+from infra.errors import ConfigurationError, DatasetFormatError, DatasetNotFoundError
+from infra.files import draft_folder
 from infra.references import DatasetRef
 from infra.versions import DataVersions
 
@@ -34,6 +41,9 @@ IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp")
 TABLE_FILES = (".parquet", ".csv")
 TEST_SHARE = 5  # one labelled row in five
 MOST_CLASSES = 10_000
+LONGEST_NAME = 100  # stages make names of their own from it, such as NAME-quarantine
+FILES, CLASSES = "files", "classes"  # what a frame's attrs say: its files with their rows, its class names in order
+Place = tuple[str, int | None]
 
 
 def import_path(versions: DataVersions, path: Path, name: str | None = None) -> DatasetRef:
@@ -41,23 +51,71 @@ def import_path(versions: DataVersions, path: Path, name: str | None = None) -> 
 
     Raises
     ------
+    ConfigurationError
+        If `name` is too long.
     DatasetNotFoundError
         If nothing is there.
     DatasetFormatError
         If it is none of the formats above, or columns can not be used; rows are named.
     """
+    if name is not None and len(name) > LONGEST_NAME:
+        raise ConfigurationError(f"A dataset's name has at most {LONGEST_NAME} letters, got {len(name)}.")
+    frame, label_names = _prepared(path)
+    chosen = name or re.sub(r"[^a-z0-9._-]+", "-", path.resolve().stem.lower())[:LONGEST_NAME].strip("-._") or "data"
+    return versions.add(chosen, lambda folder: _write(frame, label_names, folder), source=_text(path.name))
+
+
+@contextmanager
+def unpacked(path: Path, home: Path) -> Iterator[tuple[Path, dict[str, list[Place]]]]:
+    """The data at `path` as shards in a passing folder below `home`: to be looked at, without making a version.
+
+    Yields
+    ------
+    folder : Path
+    places : dict of str to list of (str, int or None)
+        For every row of a split, the user's file and the row in it, from 0 and without the header; for images of
+        a folder the file alone.
+    """
+    frame, label_names = _prepared(path)
+    with draft_folder(home) as draft:
+        _write(frame, label_names, draft)
+        yield (
+            draft,
+            {
+                str(split): [_place(frame, row) for row in part.index]
+                for split, part in frame.groupby("split", sort=True)
+            },
+        )
+
+
+def _prepared(path: Path) -> tuple[pd.DataFrame, list[str]]:
     frame = read_path(path)
     label_names = _number_labels(frame)
     _require_content(frame, path)
-    chosen = name or re.sub(r"[^a-z0-9._-]+", "-", path.resolve().stem.lower()).strip("-._") or "data"
+    return frame, label_names
 
-    def write(folder: Path) -> int:
-        rows = 0
-        for split, part in frame.groupby("split", sort=True):
-            rows += ds.write_split(_dataset(part.reset_index(drop=True), label_names), folder, str(split))
-        return rows
 
-    return versions.add(chosen, write, source=path.name)
+def _write(frame: pd.DataFrame, label_names: list[str], folder: Path) -> int:
+    rows = 0
+    for split, part in frame.groupby("split", sort=True):
+        rows += ds.write_split(_dataset(part.reset_index(drop=True), label_names), folder, str(split))
+    return rows
+
+
+def _place(frame: pd.DataFrame, row: int) -> Place:
+    """The file a row came from, and its row there."""
+    for name, rows in frame.attrs.get(FILES, ()):
+        if row < rows:
+            return name, int(row)
+        row -= rows
+    return str(frame["id"][row]), None
+
+
+def _where(frame: pd.DataFrame, row: int) -> str:
+    """A row as messages name it."""
+    name, number = _place(frame, row)
+    inside = f" of {name}" if len(frame.attrs.get(FILES, ())) > 1 else ""
+    return f"row {number}{inside} (id {frame['id'][row]})" if number is not None else name
 
 
 def read_path(path: Path) -> pd.DataFrame:
@@ -65,40 +123,102 @@ def read_path(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise DatasetNotFoundError(f"There is nothing at {path}. Name a Parquet or CSV file, or a folder.", path=path)
     if path.is_file():
-        frame = _read_file(path)
+        frame = _read_file(path, path.parent)
+        frame.attrs[FILES] = [(path.name, len(frame))]
     else:
-        tables = sorted(p for p in path.rglob("*") if p.suffix.lower() in TABLE_FILES)
-        frame = pd.concat([_read_file(p) for p in tables], ignore_index=True) if tables else _read_folders(path)
+        tables = _files_below(path, TABLE_FILES)
+        frame = _joined([_read_file(p, path) for p in tables], tables, path) if tables else _read_folders(path)
     if frame.empty:
         raise DatasetFormatError(f"{path} holds no rows.", path=path)
     return _complete(frame, path)
 
 
-def _read_file(path: Path) -> pd.DataFrame:
+def _files_below(path: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Files with these endings, in order; none that a link fetches from elsewhere."""
+    home = path.resolve()
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file())
+    for file in found:
+        if not file.resolve().is_relative_to(home):
+            raise DatasetFormatError(
+                f"{file} is a link to {file.resolve()}, outside {path}. Copy the file there if it belongs to the data, "
+                "or remove the link.",
+                path=file,
+            )
+    return found
+
+
+def _joined(frames: list[pd.DataFrame], files: list[Path], path: Path) -> pd.DataFrame:
+    names = list(dict.fromkeys(name for frame in frames for name in frame.attrs.get(CLASSES, ())))
+    for frame in frames:
+        frame.attrs = {}
+    whole = pd.concat(frames, ignore_index=True)
+    rows = [(_text(file.relative_to(path).as_posix()), len(frame)) for file, frame in zip(files, frames, strict=True)]
+    whole.attrs = {FILES: rows, CLASSES: names}
+    return whole
+
+
+def _read_file(path: Path, home: Path) -> pd.DataFrame:
     try:
-        frame = (
-            pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path, dtype={"id": "string"})
-        )
+        frame = _read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path, dtype={"id": "string"})
     except Exception as error:
         raise DatasetFormatError(f"{path} can not be read as {path.suffix[1:] or 'a table'}: {error}") from error
     if path.parent.name in SPLITS and "split" not in frame:
         frame["split"] = path.parent.name
     if "image" in frame:
-        frame["image"] = pd.Series([_image_bytes(cell, path.parent) for cell in frame["image"]], dtype=object)
+        cells = [_image_bytes(cell, path, home, row) for row, cell in enumerate(frame["image"])]
+        frame["image"] = pd.Series(cells, dtype=object)
     return frame
 
 
-def _image_bytes(cell: Any, folder: Path) -> bytes | None:
+def _read_parquet(path: Path) -> pd.DataFrame:
+    """A Parquet file; class numbers become the names that the file gives them, as in the shards of a version."""
+    footer = pq.read_metadata(path)
+    least, free = 8 * footer.num_rows * footer.num_columns, psutil.virtual_memory().available
+    if least > free:
+        raise ValueError(
+            f"its {footer.num_rows} rows need at least {least / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free. "
+            "Import it in parts"
+        )
+    frame = pd.read_parquet(path)
+    frame.attrs = {}
+    label = Features.from_arrow_schema(footer.schema.to_arrow_schema()).get("label")
+    if isinstance(label, ClassLabel):
+        names = dict(enumerate(label.names)) | {-1: None}
+        strange = frame["label"][frame["label"].notna() & ~frame["label"].isin(names)]
+        if len(strange):
+            row, number = strange.index[0], strange.iloc[0]
+            raise ValueError(f"row {row} has the label {number}, and the file names {len(label.names)} classes")
+        frame["label"] = frame["label"].map(names)
+        frame.attrs[CLASSES] = label.names
+    return frame
+
+
+def _image_bytes(cell: Any, table: Path, home: Path, row: int) -> bytes | None:
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, str):
-        return _read_image(folder / cell)
+        file = table.parent / cell
+        if not _inside(file, home):
+            raise DatasetFormatError(
+                f"Row {row} of {table} names the image {cell[:80]!r}, which lies outside {home}. Only files below "
+                "it are read: put the table and its images into one folder.",
+                path=table,
+                rows=[row],
+            )
+        return _read_image(file)
     return cell if isinstance(cell, bytes) else None
+
+
+def _inside(file: Path, home: Path) -> bool:
+    try:
+        return file.resolve().is_relative_to(home.resolve())
+    except (OSError, ValueError, RuntimeError):  # no file has such a name, so nothing will be read
+        return True
 
 
 def _read_folders(path: Path) -> pd.DataFrame:
     rows = []
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_FILES)
+    files = _files_below(path, IMAGE_FILES)
     if not files:
         raise DatasetFormatError(
             f"{path} holds neither {' nor '.join(TABLE_FILES)} files nor images ({', '.join(IMAGE_FILES)}). "
@@ -110,13 +230,21 @@ def _read_folders(path: Path) -> pd.DataFrame:
         split = parts[0] if parts[0] in SPLITS else None
         inner = parts[1:] if split else parts
         labelled = len(inner) > 1 and split not in ("unlabelled", "target")
-        row = {"image": _read_image(file), "label": inner[0] if labelled else None, "id": "/".join(parts)}
+        row = {"image": _read_image(file), "label": _text(inner[0]) if labelled else None, "id": _text("/".join(parts))}
         rows.append(row | ({"split": split} if split else {}))
     return pd.DataFrame(rows)
 
 
 def _read_image(file: Path) -> bytes | None:
-    return file.read_bytes() if file.is_file() else None
+    try:
+        return file.read_bytes() if file.is_file() else None
+    except (OSError, ValueError):
+        return None  # like any image that is not there: validation names the row
+
+
+def _text(name: str) -> str:
+    """A file's name as text that every product can write, whatever bytes the file system holds."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _progress(items: list[Any], text: str) -> Iterable[Any]:
@@ -132,7 +260,7 @@ def _complete(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     frame["id"] = frame["id"].convert_dtypes().astype("string")  # whole numbers beside missing ones stay whole
     if "label" not in frame:
         frame["label"] = None
-    for column, default in (("domain", "default"), ("source", path.name)):
+    for column, default in (("domain", "default"), ("source", _text(path.name))):
         frame[column] = frame[column].astype("string").fillna(default) if column in frame else default
     unlabelled = frame["label"].isna() | frame["label"].isin([-1, "-1", ""])
     automatic = pd.Series("train", index=frame.index)
@@ -142,8 +270,8 @@ def _complete(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     strange = frame.index[~frame["split"].isin(SPLITS)]
     if len(strange):
         raise DatasetFormatError(
-            f"The column 'split' holds {frame['split'][strange[0]]!r} in row {strange[0]} and {len(strange) - 1} more; "
-            f"it may be {', '.join(SPLITS)}.",
+            f"The column 'split' holds {frame['split'][strange[0]]!r} in {_where(frame, strange[0])} and "
+            f"{len(strange) - 1} more; it may be {', '.join(SPLITS)}.",
             rows=list(strange),
         )
     return frame
@@ -164,20 +292,21 @@ def _content_ids(frame: pd.DataFrame) -> Iterator[str]:
 def _number_labels(frame: pd.DataFrame) -> list[str]:
     """Replace labels by numbers in place and return the class names; unlabelled rows become -1."""
     given = frame["label"].where(~frame["label"].isin([-1, "-1", ""]))
+    known = frame.attrs.get(CLASSES, [])
     numeric = pd.to_numeric(given, errors="coerce").replace([np.inf, -np.inf], np.nan).astype("Float64")
-    if (numeric.notna() == given.notna()).all() and (numeric.dropna() == numeric.dropna().round()).all():
+    if not known and (numeric.notna() == given.notna()).all() and (numeric.dropna() == numeric.dropna().round()).all():
         impossible = numeric.index[((numeric < 0) | (numeric >= MOST_CLASSES)).fillna(False)]
         if len(impossible):
             row = impossible[0]
             raise DatasetFormatError(
-                f"The label of row {row} (id {frame['id'][row]}) is {numeric[row]:g}. Numbers as labels count classes "
+                f"The label of {_where(frame, row)} is {numeric[row]:g}. Numbers as labels count classes "
                 f"from 0 and stay below {MOST_CLASSES}, -1 means unlabelled; give names otherwise.",
                 rows=list(impossible),
             )
         names = [str(c) for c in range(int(numeric.max()) + 1)] if numeric.notna().any() else []
         frame["label"] = numeric.fillna(-1).astype(int)
         return names
-    names = sorted(str(value) for value in given.dropna().unique())
+    names = list(dict.fromkeys([*known, *sorted(str(v) for v in given.dropna().unique())]))
     codes = {name: code for code, name in enumerate(names)}
     frame["label"] = [-1 if pd.isna(value) else codes[str(value)] for value in given]
     return names
@@ -193,7 +322,7 @@ def _require_content(frame: pd.DataFrame, path: Path) -> None:
         numbers = pd.to_numeric(frame[column], errors="coerce")
         bad = frame.index[numbers.isna() & frame[column].notna()]
         if len(bad):
-            where = ", ".join(f"row {row} (id {frame['id'][row]}): {frame[column][row]!r}" for row in bad[:3])
+            where = ", ".join(f"{_where(frame, row)}: {frame[column][row]!r}" for row in bad[:3])
             raise DatasetFormatError(
                 f"The feature column {column!r} must be numeric; {len(bad)} rows are not: {where}. "
                 "Encode it as numbers, rename it to 'text', or leave it out.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def ingest(data: str) -> Ingested:
         or a path to Parquet, CSV or a folder of class-named image folders.
     """
     project = Project()
-    if Path(data).exists() and data not in names(project.root):
+    if is_path(project, data):
         from infra.importing import import_path
 
         return Ingested(data=import_path(project.versions, Path(data)))
@@ -56,6 +57,11 @@ def ingest(data: str) -> Ingested:
         truth=_single(project, f"{name}-truth", "truth", sources.truth),
         erasure=_single(project, f"{name}-erasure", "ids", sources.erasure),
     )
+
+
+def is_path(project: Project, data: str) -> bool:
+    """Whether `data` means the user's own files and no dataset of the working copy."""
+    return os.path.exists(data) and data not in names(project.root)  # Path.exists raises for a name that is too long
 
 
 def _copy(source: Path, target: Path) -> int:

@@ -17,6 +17,7 @@ from tasks.figures import sample_sheet
 from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from datasets import Dataset
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from infra.expectations import Report
 
 LATEST = "latest"
+PRECEDENCE = ("test", "train", "target", "unlabelled")  # which split keeps a row whose id stands in several
 
 
 class ValidateConfig(StageConfig):
@@ -83,6 +85,8 @@ def check_rows(splits: dict[str, Dataset], schema: ds.Schema, config: ValidateCo
                 ds.ids(data), ds.labels(data), list(data["domain"]), schema.n_classes, _facts(data, schema)
             )
             reports[split] = validator.validate(split, facts, schema, bounds)
+        for split, row, other in _repeated_across(splits):
+            reports[split].failing.setdefault(row, []).append(f"repeated id: stands in {other} too")
         latest = home / LATEST
         shutil.rmtree(latest, ignore_errors=True)
         publish(docs, latest)
@@ -91,17 +95,29 @@ def check_rows(splits: dict[str, Dataset], schema: ds.Schema, config: ValidateCo
 
 def _facts(data: Dataset, schema: ds.Schema) -> dict[str, Any]:
     if schema.kind == "image":
-        images = [ds.decode(cell) for cell in data["image"]]
-        return {
-            "decodable": [image is not None for image in images],
-            "height": [None if image is None else image.shape[0] for image in images],
-            "width": [None if image is None else image.shape[1] for image in images],
-            "mean": [None if image is None else float(image.mean()) for image in images],
-            "contrast": [None if image is None else float(image.std()) for image in images],
-        }
+        found = [_image_facts(ds.decode(cell)) for cell in data["image"]]  # one decoded image at a time
+        names = ("decodable", "height", "width", "mean", "contrast")
+        return {name: [facts[place] for facts in found] for place, name in enumerate(names)}
     if schema.kind == "text":
         return {"text": list(data["text"])}
     return {column: pd.Series(list(data[column])) for column in schema.features}
+
+
+def _image_facts(image: Any) -> tuple[bool, int | None, int | None, float | None, float | None]:
+    if image is None:
+        return False, None, None, None, None
+    return True, image.shape[0], image.shape[1], float(image.mean()), float(image.std())
+
+
+def _repeated_across(splits: dict[str, Dataset]) -> Iterator[tuple[str, int, str]]:
+    """Rows whose id stands in an earlier split too: the split, the row, the other split. Test keeps its rows."""
+    seen: dict[str, str] = {}
+    for split in sorted(splits, key=lambda name: PRECEDENCE.index(name) if name in PRECEDENCE else len(PRECEDENCE)):
+        own = ds.ids(splits[split])
+        for row, identity in enumerate(own):
+            if identity in seen:
+                yield split, row, seen[identity]
+        seen = {identity: split for identity in own if identity is not None} | seen
 
 
 def _gate(splits: dict[str, Dataset], reports: dict[str, Report], config: ValidateConfig) -> None:

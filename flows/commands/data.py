@@ -35,15 +35,36 @@ def import_data(path: Path, name: str | None, as_json: bool) -> None:
 def check_data(data: str, as_json: bool) -> None:
     """Show failing rows, leaks and duplicates."""
     settings()
+    from infra.importing import unpacked
+    from infra.working_copy import find, names
+    from tasks.ingest import ingest, is_path
+
+    project = Project()
+    if is_path(project, data):
+        with unpacked(Path(data), project.settings.state / "looked_at") as (folder, places):
+            _check_folder(project, data, folder, {"path": data}, places, as_json)
+        return
+    if data in names(project.root):
+        folder = find(project.root, data).data
+        _check_folder(project, data, folder, {"path": str(folder)}, _places(folder), as_json)
+        return
+    ref = ingest.fn(data).data
+    _check_folder(project, str(ref), project.versions.path(ref), ref.model_dump(), {}, as_json)
+
+
+def _check_folder(
+    project: Project,
+    data: str,
+    folder: Path,
+    facts: dict[str, Any],
+    places: dict[str, list[tuple[str, int | None]]],
+    as_json: bool,
+) -> None:
     from flows.commands.console import out, print_json, print_table
     from infra import datasets as ds
-    from tasks.ingest import ingest
     from tasks.validate import ValidateConfig, check_rows, find_duplicates
 
-    project, config = Project(), ValidateConfig()
-    ref = ingest.fn(data).data
-    folder = project.versions.path(ref)
-    schema = ds.infer_schema(folder)
+    config, schema = ValidateConfig(), ds.infer_schema(folder)
     splits = {split: ds.read_split(folder, split) for split in schema.splits}
     reports = check_rows(splits, schema, config, project.settings.state / "data_docs")
     reasons = {split: dict(report.failing) for split, report in reports.items()}
@@ -51,25 +72,50 @@ def check_data(data: str, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
     for split, found in reasons.items():
         names = ds.ids(splits[split])
-        rows += [{"split": split, "row": r, "id": names[r], "reason": "; ".join(found[r])} for r in sorted(found)]
+        for number in sorted(found):
+            place = dict(zip(("file", "row"), places[split][number], strict=True)) if places else {"row": number}
+            rows.append({"split": split, **place, "id": names[number], "reason": "; ".join(found[number])})
     table = {split: report.table_failures for split, report in reports.items() if report.table_failures}
     if as_json:
-        print_json({"data": ref.model_dump(), "rows": rows, "splits": table, "counts": counts, "containment": edges})
+        print_json({"data": facts, "rows": rows, "splits": table, "counts": counts, "containment": edges})
         return
-    kinds: dict[tuple[str, str], list[int]] = {}
+    kinds: dict[tuple[str, str], list[str]] = {}
+    files = {row.get("file") for row in rows}
     for row in rows:
-        kinds.setdefault((row["split"], row["reason"].partition(" of ")[0]), []).append(row["row"])
+        kinds.setdefault((row["split"], row["reason"].partition(" of ")[0]), []).append(_shown_place(row, len(files)))
     summary = [
-        {"split": split, "reason": reason, "rows": len(found), "first": ", ".join(map(str, found[:6]))}
+        {"split": split, "reason": reason, "rows": len(found), "first": ", ".join(found[:6])}
         for (split, reason), found in sorted(kinds.items())
     ]
-    print_table(f"{ref}: {schema.kind}, {ref.rows} rows, {schema.n_classes} classes", summary)
+    total = sum(map(len, splits.values()))
+    print_table(f"{data}: {schema.kind}, {total} rows, {schema.n_classes} classes", summary)
     for split, failures in table.items():
         out.print(f"{split} as a whole: {', '.join(failures)}")
     out.print(
-        f"{len(rows)} rows need attention; every one with its id: clearwell data check {data} --json\n"
+        f"{len(rows)} rows need attention. Rows count from 0, without a header; every one with its id: "
+        f"clearwell data check {data} --json\n"
         "Great Expectations Data Docs: .clearwell/data_docs/latest/index.html"
     )
+
+
+def _places(folder: Path) -> dict[str, list[tuple[str, int | None]]]:
+    """For every row of a split, its shard and the row there."""
+    from infra import datasets as ds
+
+    return {
+        split: [
+            (f"{split}/{shard.name}", row)
+            for shard in sorted((folder / split).glob("*.parquet"))
+            for row in range(ds.rows_of(shard))
+        ]
+        for split in ds.splits_of(folder)
+    }
+
+
+def _shown_place(row: dict[str, Any], files: int) -> str:
+    if row["row"] is None:
+        return str(row["file"])
+    return f"{row['file']}:{row['row']}" if files > 1 else str(row["row"])
 
 
 def list_data(as_json: bool) -> None:

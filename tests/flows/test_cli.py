@@ -183,11 +183,13 @@ def test_check_shows_rows_ids_and_reasons_and_changes_nothing(clearwell, flowers
     assert code == 0
     found = json.loads(out)
     assert found["rows"] == [
-        {"split": "train", "row": 50, "id": "f50", "reason": "exact duplicate of f3"},
-        {"split": "train", "row": 51, "id": "f51", "reason": "missing value in width"},
+        {"split": "train", "file": "flowers.csv", "row": 50, "id": "f50", "reason": "exact duplicate of f3"},
+        {"split": "train", "file": "flowers.csv", "row": 51, "id": "f51", "reason": "missing value in width"},
     ]
     assert found["counts"]["train.exact_duplicates"] == 1
-    code, out, _ = clearwell("data", "check", f"flowers@{found['data']['version'][:8]}")
+    assert json.loads(clearwell("data", "list", "--json")[1]) == []
+    version = json.loads(clearwell("data", "import", flowers, "--json")[1])["version"]
+    code, out, _ = clearwell("data", "check", f"flowers@{version[:8]}")
     assert code == 0
     assert "2 rows need attention" in out
     assert "missing value in width" in out

@@ -154,7 +154,9 @@ def test_files_below_folders_named_after_splits(tmp_path, imported):
 
 def test_unknown_split_is_named_with_its_row(tmp_path):
     table(3, split=["train", "valid", "valid"]).to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(DatasetFormatError, match="'split' holds 'valid' in row 1 and 1 more; it may be train") as error:
+    with pytest.raises(
+        DatasetFormatError, match=r"'split' holds 'valid' in row 1 \(id .*\) and 1 more; it may be train"
+    ) as error:
         read_path(tmp_path / "t.csv")
     assert error.value.rows == [1, 2]
 

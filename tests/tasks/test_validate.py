@@ -137,6 +137,21 @@ def test_data_without_trouble_stay_the_same_version(check, digits, add):
     assert result.metrics["quarantined"] == 0
 
 
+def test_an_id_stands_in_one_split_only(check, digits, add):
+    images, labels = digits
+    train, test = rows(images[:120], labels[:120], "t"), rows(images[600:640], labels[600:640], "v")
+    target = rows(images[700:780], labels[700:780], "w")
+    train["id"][7], target["id"][3], target["id"][5], target["id"][6] = "v4", "v9", "t11", None
+    result, clean, quarantine = check(add(train=train, test=test, target=target))
+    assert dict(zip(quarantine["row"], quarantine["reason"], strict=True)) == {7: "repeated id: stands in test too"}
+    assert len(clean) == 119
+    assert result.evidence["reasons"] == {
+        "repeated id: stands in test too": 2,
+        "repeated id: stands in train too": 1,
+        "missing id": 1,
+    }
+
+
 def test_near_duplicates_may_be_reported_only(messy, check):
     result, clean, quarantine = check(messy, near_duplicates="report")
     assert "near" in clean.index
