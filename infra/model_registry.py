@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from infra.errors import PromotionError
+from infra.alias_moves import CANDIDATE, CHAMPION, MOVES, PREVIOUS, AliasMoves
+from infra.errors import ConfigurationError, LeaseHeldError, PromotionError, StoreError
+from infra.files import draft_folder
+from infra.gates import Measured, Verdict, gates_digest, judge
+from infra.leases import Lease
 from infra.ledger import Ledger
 from infra.references import Reference
-from infra.settings import Gate, Settings
+from infra.registered_files import faults, fetch, stored_digests
+from infra.settings import Settings
 from infra.tracking import Tracker
 
-CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
-_METRIC_TAG = "clearwell.metric."
-Measured = Mapping[str, Mapping[str, float]]
+__all__ = ["CANDIDATE", "CHAMPION", "PREVIOUS", "Explanation", "ModelRegistry", "Verdict", "VersionRef"]
 
-
-class Verdict(Reference):
-    """What one gate found."""
-
-    metric: str
-    split: str
-    bound: str
-    measured: float | None
-    holds: bool
-
-    def __str__(self) -> str:
-        value = "not measured" if self.measured is None else f"{self.measured:.4g}"
-        return f"{self.metric} on {self.split}: {value} (bound {self.bound}) {'holds' if self.holds else 'fails'}"
+_METRIC_TAG, _FILES_TAG = "clearwell.metric.", "clearwell.files"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_ALIAS = re.compile(r"(?!v\d+$|latest$)[A-Za-z][A-Za-z0-9_-]{0,99}", re.IGNORECASE)
 
 
 class VersionRef(Reference):
@@ -38,6 +34,43 @@ class VersionRef(Reference):
     version: str
     alias: str | None = None
     verdicts: tuple[Verdict, ...] = ()
+
+
+class Explanation(Reference):
+    """Why a version may or may not become champion.
+
+    Attributes
+    ----------
+    aliases : tuple of str
+        What the version holds now.
+    verdicts : tuple of Verdict
+        Of today's gates against today's champion.
+    judged : str
+        When the latest verdicts were filed, against whom, and whether they still count.
+    approval : str
+        Whether a person has to approve, and who did.
+    files : str
+        State of the registered bytes.
+    retired : str or None
+        Why the version was retired.
+    obstacles : tuple of str
+        What stands between the version and the alias ``champion``; empty when it may be promoted.
+    """
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    judged: str
+    approval: str
+    files: str
+    retired: str | None
+    obstacles: tuple[str, ...]
+
+    @property
+    def promotable(self) -> bool:
+        """Whether nothing stands in the way."""
+        return not self.obstacles
 
 
 class ModelRegistry:
@@ -53,31 +86,41 @@ class ModelRegistry:
     def __init__(self, settings: Settings, tracker: Tracker, ledger: Ledger) -> None:
         self.settings, self.tracker, self.ledger = settings, tracker, ledger
 
+    @cached_property
+    def moves(self) -> AliasMoves:
+        """Moves of aliases."""
+        return AliasMoves(self.tracker, self.ledger)
+
     def register(
         self, name: str, run: str, key: str, description: str, tags: Mapping[str, str], measured: Measured
     ) -> str:
-        """Make a version from the artifact ``model`` of `run`; the same `key` gives the same version again."""
-        from mlflow.exceptions import MlflowException
+        """Make a version from the artifact ``model`` of `run`; the same `key` gives the same version again.
 
-        client = self.tracker.client
-        try:
-            client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        for found in client.search_model_versions(f"name = '{name}'"):
-            if found.tags.get("clearwell.key") == key:
-                self._file_registration(name, str(found.version), str(found.run_id), key)
-                return str(found.version)
+        The digests of the artifact's files are kept with the version. Should a version of that key no longer have
+        its files, a new one is made.
+
+        Raises
+        ------
+        ConfigurationError
+            If `name` can not name a model.
+        StoreError
+            If the artifact did not arrive as it was made.
+        """
+        self._make_model(name)
+        for version in self._versions(name):
+            if version.tags.get("clearwell.key") == key and not self.file_faults(name, str(version.version)):
+                self._file_registration(name, str(version.version))
+                return str(version.version)
         flat = {f"{_METRIC_TAG}{s}.{m}": repr(float(v)) for s, values in measured.items() for m, v in values.items()}
-        made = client.create_model_version(
+        files = json.dumps(stored_digests(self.tracker, run), sort_keys=True)
+        made = self.tracker.client.create_model_version(
             name,
             source=f"runs:/{run}/model",
             run_id=run,
-            tags={**tags, **flat, "clearwell.key": key},
+            tags={**tags, **flat, "clearwell.key": key, _FILES_TAG: files},
             description=description,
         )
-        self._file_registration(name, str(made.version), run, key)
+        self._file_registration(name, str(made.version))
         return str(made.version)
 
     def measured(self, name: str, version: str) -> dict[str, dict[str, float]]:
@@ -91,54 +134,69 @@ class ModelRegistry:
 
     def holder(self, name: str, alias: str) -> str | None:
         """The version that holds `alias`, None if nobody does."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return str(self.tracker.client.get_model_version_by_alias(name, alias).version)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
+        return self.moves.holders(name).get(alias)
 
     def judge(self, name: str, version: str) -> tuple[Verdict, ...]:
         """Hold a version against every gate of the settings and file the verdicts in the ledger."""
         champion = self.holder(name, CHAMPION)
-        mine = self.measured(name, version)
-        theirs = self.measured(name, champion) if champion is not None and champion != version else {}
-        verdicts = tuple(judge(gate, mine, theirs) for gate in self.settings.gates)
+        verdicts = self._hold_against_gates(name, version, champion)
         self.ledger.append(
             "verdicts",
             model=name,
             version=version,
             against=champion,
+            gates=gates_digest(self.settings.gates),
             verdicts=[verdict.model_dump() for verdict in verdicts],
         )
         return verdicts
 
     def verdicts(self, name: str, version: str) -> tuple[Verdict, ...]:
         """The latest verdicts filed for a version; empty if it was never judged."""
-        return tuple(Verdict.model_validate(item) for item in self._judgement(name, version).get("verdicts", ()))
+        filed = self._judgement(name, version)
+        return tuple(Verdict.model_validate(item) for item in filed["payload"]["verdicts"]) if filed else ()
 
-    def promote(self, name: str, version: str, alias: str = CHAMPION, reason: str = "") -> VersionRef:
-        """Give `alias` to a version whose verdicts all hold. Compare-and-set under a lease.
+    def promote(
+        self, name: str, version: str, alias: str = CHAMPION, reason: str = "", approved_by: str = ""
+    ) -> VersionRef:
+        """Give `alias` to a version. It becomes champion only if nothing stands in its way.
+
+        Compare-and-set under a lease. Verdicts of other gates than today's, or against a former champion, are made
+        anew.
+
+        Parameters
+        ----------
+        alias : str
+        reason : str
+            Why; kept in the ledger. Needed with `approved_by`.
+        approved_by : str
+            The person who approves, where the settings ask for one.
 
         Raises
         ------
         PromotionError
-            If the version does not exist, was never judged, or a gate failed.
+            With everything that stands in the way: the version does not exist, was retired, lost or changed its files,
+            was never judged, failed a gate, or nobody approved.
         LeaseHeldError
             If another promotion of the model is under way.
+        LeaseLostError
+            If it took longer than the lease; nothing more was changed then.
         """
+        _require_alias(alias)
         self.require_version(name, version)
-        with self.ledger.lease(f"promote:{name}", self.settings.registry.lease_seconds):
+        if approved_by:
+            require_approval(approved_by, reason)
+        broken = self.file_faults(name, version) if alias == CHAMPION else []  # takes a while, so before the lease
+        with self._lease(name) as lease:
+            self._catch_up(lease, name)
             before = self.holder(name, alias)
-            verdicts = self.verdicts(name, version)
-            if alias == CHAMPION:
-                if verdicts and before != version and self._judged_against(name, version) != before:
-                    verdicts = self.judge(name, version)  # the champion changed since the version was judged
-                self._require_verdicts(name, version, verdicts)
-            if before != version or self._filed_holder(name, alias) != version:
-                self._move(name, version, alias, before, reason or "gates hold")
+            verdicts = self._valid_verdicts(name, version, before) if alias == CHAMPION else ()
+            approved = bool(approved_by) or before == version
+            _require_free(name, version, alias, self._obstacles(name, version, alias, verdicts, broken, approved))
+            if before != version:
+                if approved_by and alias == CHAMPION:
+                    self.ledger.append("approved", model=name, version=version, approver=approved_by, reason=reason)
+                facts = {"approved_by": approved_by} if approved_by else {}
+                self.moves.move(lease, name, version, alias, "promoted", reason=reason or "gates hold", **facts)
         return VersionRef(name=name, version=version, alias=alias, verdicts=verdicts)
 
     def rollback(self, name: str, reason: str = "") -> VersionRef:
@@ -147,9 +205,10 @@ class ModelRegistry:
         Raises
         ------
         PromotionError
-            If there is no earlier champion.
+            If there is no earlier champion, or it was retired or lost its files.
         """
-        with self.ledger.lease(f"promote:{name}", self.settings.registry.lease_seconds):
+        with self._lease(name) as lease:
+            self._catch_up(lease, name)
             before, earlier = self.holder(name, CHAMPION), self.holder(name, PREVIOUS)
             if earlier is None or earlier == before:
                 raise PromotionError(
@@ -157,8 +216,86 @@ class ModelRegistry:
                     f"See its versions with `clearwell history {name}`.",
                     model=name,
                 )
-            self._move(name, earlier, CHAMPION, before, reason or "rollback", kind="rollback")
+            broken = self.file_faults(name, earlier)
+            _require_free(name, earlier, CHAMPION, self._bodily_obstacles(name, earlier, broken))
+            self.moves.move(lease, name, earlier, CHAMPION, "rollback", reason=reason or "rollback")
         return VersionRef(name=name, version=earlier, alias=CHAMPION)
+
+    def retire(self, name: str, version: str, reason: str) -> None:
+        """Withdraw a version for good: it loses its aliases and can not be promoted or rolled back to any more.
+
+        Repeating it does no harm. `reason` stands in the ledger and in every refusal.
+        """
+        self.require_version(name, version)
+        with self._lease(name) as lease:
+            self._catch_up(lease, name)
+            if version not in self.moves.retired(name):
+                with lease.held() as connection:
+                    self.ledger.add(connection, "retired", {"model": name, "version": version, "reason": reason})
+            self.tracker.client.set_model_version_tag(name, version, "clearwell.retired", reason[:5000])
+            self.moves.drop_retired(lease, name)
+
+    def explain(self, name: str, version: str) -> Explanation:
+        """Why a version may or may not become champion, verdict by verdict. Nothing is changed or filed."""
+        self.require_version(name, version)
+        holders = self.moves.holders(name)
+        champion, filed = holders.get(CHAMPION), self._judgement(name, version)
+        verdicts = self._hold_against_gates(name, version, champion)
+        broken = self.file_faults(name, version)
+        approval = self._approval(name, version)
+        approved = approval is not None or champion == version
+        return Explanation(
+            name=name,
+            version=version,
+            aliases=tuple(sorted(alias for alias, held in holders.items() if held == version)),
+            verdicts=verdicts,
+            judged=self._judged(filed, version, champion),
+            approval=_approval_state(approval, self.settings.registry.requires_approval),
+            files="; ".join(broken) or "as registered",
+            retired=self.moves.retired(name).get(version),
+            obstacles=tuple(self._obstacles(name, version, CHAMPION, verdicts, broken, approved)),
+        )
+
+    def recover(self) -> list[dict[str, Any]]:
+        """Settle moves that were cut short, and note aliases that were moved outside; returns what was found.
+
+        A model whose lease somebody holds is left to them.
+        """
+        names = {entry["payload"]["model"] for entry in self.ledger.entries("registered")} | self.moves.subjects()
+        found: list[dict[str, Any]] = []
+        for name in sorted(names):
+            try:
+                with self._lease(name) as lease:
+                    found += self._catch_up(lease, name)
+            except LeaseHeldError:
+                found.append({"what": "busy", "model": name})
+        return found
+
+    def fetch(self, name: str, version: str, to: Path) -> Path:
+        """Copy a version's files into the folder `to`, as they were registered.
+
+        Raises
+        ------
+        StoreError
+            If they are no longer what was registered.
+        """
+        folder = fetch(self.tracker, self._run(name, version), to)
+        broken = _file_faults(self._registered_files(name, version), folder)
+        if broken:
+            raise StoreError(
+                f"Version {version} of {name!r} is not used: {'; '.join(broken)}. Make it again with "
+                f"`clearwell run --refresh register`, or go back with `clearwell rollback {name}`.",
+                model=name,
+                version=version,
+            )
+        return folder
+
+    def file_faults(self, name: str, version: str) -> list[str]:
+        """What is wrong with a version's stored files, one line each; empty when they are as registered."""
+        with draft_folder(self.settings.state) as draft:
+            return _file_faults(
+                self._registered_files(name, version), fetch(self.tracker, self._run(name, version), draft)
+            )
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """Ledger entries of a model, oldest first."""
@@ -166,13 +303,12 @@ class ModelRegistry:
 
     def versions(self, name: str) -> list[dict[str, Any]]:
         """Versions with their aliases and measured figures, newest first."""
-        client = self.tracker.client
-        found = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda v: -int(v.version))
-        aliases = client.get_registered_model(name).aliases if found else {}
+        found = sorted(self._versions(name), key=lambda v: -int(v.version))
+        aliases = self.moves.holders(name) if found else {}
         return [
             {
                 "version": str(v.version),
-                "aliases": sorted(alias for alias, held in aliases.items() if str(held) == str(v.version)),
+                "aliases": sorted(alias for alias, held in aliases.items() if held == str(v.version)),
                 "run": v.run_id,
                 "tags": dict(v.tags),
             }
@@ -181,7 +317,7 @@ class ModelRegistry:
 
     def require_model(self, name: str) -> None:
         """Raise PromotionError unless a model of that name is registered."""
-        names = [model.name for model in self.tracker.client.search_registered_models()]
+        names = [model.name for model in _pages(self.tracker.client.search_registered_models)]
         if name not in names:
             raise PromotionError(
                 f"There is no registered model {name!r}. Registered models: {', '.join(names) or 'none'}.", model=name
@@ -198,81 +334,176 @@ class ModelRegistry:
                 version=version,
             )
 
-    def _judgement(self, name: str, version: str) -> dict[str, Any]:
+    def _lease(self, name: str) -> Any:
+        return self.ledger.lease(f"promote:{name}", self.settings.registry.lease_seconds)
+
+    def _catch_up(self, lease: Lease, name: str) -> list[dict[str, Any]]:
+        """Bring registry and ledger to the same state, whatever happened since the last look."""
+        found = self.moves.settle(lease, name)
+        found += self.moves.note_drift(lease, name)
+        return found + self.moves.drop_retired(lease, name)
+
+    def _make_model(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        if not _NAME.fullmatch(name):
+            raise ConfigurationError(
+                f"{name[:80]!r} can not name a registered model. Use letters, digits, '.', '_' and '-' only, "
+                "200 at most; see registry.model in mlflow.yaml."
+            )
+        try:
+            self.tracker.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _versions(self, name: str) -> list[Any]:
+        quote = '"' if "'" in name else "'"
+        return _pages(self.tracker.client.search_model_versions, f"name = {quote}{name}{quote}")
+
+    def _run(self, name: str, version: str) -> str:
+        return str(self.tracker.client.get_model_version(name, version).run_id)
+
+    def _registered_files(self, name: str, version: str) -> dict[str, str] | None:
+        """Digests as the ledger has them; a version that died on its way there has them in its tags."""
+        for entry in self.ledger.entries("registered"):
+            payload = entry["payload"]
+            if (payload["model"], payload["version"]) == (name, version):
+                return payload.get("files")
+        tag = self.tracker.client.get_model_version(name, version).tags.get(_FILES_TAG)
+        return None if tag is None else dict(json.loads(tag))
+
+    def _hold_against_gates(self, name: str, version: str, champion: str | None) -> tuple[Verdict, ...]:
+        mine = self.measured(name, version)
+        theirs = self.measured(name, champion) if champion is not None and champion != version else {}
+        return tuple(judge(gate, mine, theirs) for gate in self.settings.gates)
+
+    def _judgement(self, name: str, version: str) -> dict[str, Any] | None:
         for entry in reversed(self.ledger.entries("verdicts")):
             if entry["payload"]["model"] == name and str(entry["payload"]["version"]) == str(version):
-                return dict(entry["payload"])
-        return {}
-
-    def _judged_against(self, name: str, version: str) -> str | None:
-        return self._judgement(name, version).get("against")
-
-    def _filed_holder(self, name: str, alias: str) -> str | None:
-        """Who holds the alias by the ledger; a process that died while moving it may have left this behind."""
-        for entry in reversed(self.history(name)):
-            if entry["kind"] in ("promoted", "rollback") and entry["payload"]["alias"] == alias:
-                return str(entry["payload"]["version"])
+                return entry
         return None
 
-    def _file_registration(self, name: str, version: str, run: str, key: str) -> None:
+    def _outdated(self, filed: Mapping[str, Any], version: str, champion: str | None) -> str:
+        """Why filed verdicts no longer count; empty when they do."""
+        payload = filed["payload"]
+        if payload.get("gates") != gates_digest(self.settings.gates):
+            return "the gates in mlflow.yaml were changed since"
+        if champion != version and payload.get("against") != champion:
+            return f"the champion was {payload.get('against') or 'nobody'} then"
+        return ""
+
+    def _valid_verdicts(self, name: str, version: str, champion: str | None) -> tuple[Verdict, ...]:
+        """The filed verdicts, made anew if they no longer count; a version never judged stays so."""
+        filed = self._judgement(name, version)
+        if filed is not None and self._outdated(filed, version, champion):
+            return self.judge(name, version)
+        return self.verdicts(name, version)
+
+    def _judged(self, filed: Mapping[str, Any] | None, version: str, champion: str | None) -> str:
+        if filed is None:
+            return "never"
+        why = self._outdated(filed, version, champion)
+        against = filed["payload"].get("against") or "nobody"
+        text = f"{filed['time']} by {filed['actor']}, against {against}"
+        return f"{text}; to be judged anew, because {why}" if why else text
+
+    def _obstacles(
+        self, name: str, version: str, alias: str, verdicts: Sequence[Verdict], broken: Sequence[str], approved: bool
+    ) -> list[str]:
+        """What stands between a version and an alias, one line each."""
+        found = self._bodily_obstacles(name, version, broken)
+        if alias != CHAMPION:
+            return found
+        if self.settings.gates and self._judgement(name, version) is None:
+            found.append("it was never judged. Run the lifecycle flow that made it to its end")
+        found += [str(verdict) for verdict in verdicts if not verdict.holds]
+        asks = self.settings.registry.requires_approval
+        if asks and not approved and self._approval(name, version) is None:
+            found.append(
+                f"nobody approved it: `clearwell promote {name} {version} --approve-by WHO --reason WHY`, "
+                "or the form of the deployment promote/promote"
+            )
+        return found
+
+    def _bodily_obstacles(self, name: str, version: str, broken: Sequence[str]) -> list[str]:
+        retired = self.moves.retired(name).get(version)
+        found = [f"it was retired: {retired}"] if retired is not None else []
+        if broken:
+            found.append(f"its registered files are damaged: {'; '.join(broken)}")
+        return found
+
+    def _approval(self, name: str, version: str) -> dict[str, Any] | None:
+        """The approval of a version that was not used yet: any later change of champion ends it."""
+        standing = None
+        for entry in self.ledger.entries("approved", *MOVES):
+            payload = entry["payload"]
+            if payload["model"] != name:
+                continue
+            if entry["kind"] in MOVES and payload["alias"] == CHAMPION:
+                standing = None
+            elif entry["kind"] == "approved" and payload["version"] == version:
+                standing = entry
+        return standing
+
+    def _file_registration(self, name: str, version: str) -> None:
         """Enter a version into the ledger, once."""
-        if not any(e["kind"] == "registered" and e["payload"]["version"] == version for e in self.history(name)):
-            self.ledger.append("registered", model=name, version=version, run=run, key=key)
-
-    def _require_verdicts(self, name: str, version: str, verdicts: tuple[Verdict, ...]) -> None:
-        failed = [verdict for verdict in verdicts if not verdict.holds]
-        if self.settings.gates and not verdicts:
-            raise PromotionError(
-                f"Version {version} of {name!r} was never judged. Run the lifecycle flow that made it to its end.",
-                model=name,
-                version=version,
-            )
-        if failed:
-            lines = "\n".join(f"  {verdict}" for verdict in failed)
-            raise PromotionError(
-                f"Version {version} of {name!r} may not become {CHAMPION}:\n{lines}\n"
-                "The gates stand in mlflow.yaml; the champion stays as it is.",
-                model=name,
-                version=version,
-                failed=failed,
-            )
-
-    def _move(
-        self, name: str, version: str, alias: str, before: str | None, reason: str, kind: str = "promoted"
-    ) -> None:
-        """Move an alias. The way back is set first and the ledger written last, so a repeat ends the same."""
-        client = self.tracker.client
-        if alias == CHAMPION and before not in (None, version):
-            client.set_registered_model_alias(name, PREVIOUS, before)
-        client.set_registered_model_alias(name, alias, version)
-        if self.holder(name, alias) != version:
-            raise PromotionError(f"The alias {alias!r} of {name!r} was moved by somebody else meanwhile.", model=name)
-        entry = self.ledger.append(kind, model=name, version=version, alias=alias, before=before, reason=reason)
-        client.set_model_version_tag(name, version, f"clearwell.{kind}.{alias}", f"{entry['time']} by {entry['actor']}")
+        filed = [entry["payload"] for entry in self.ledger.entries("registered")]
+        if any((payload["model"], payload["version"]) == (name, version) for payload in filed):
+            return
+        made = self.tracker.client.get_model_version(name, version)
+        files = json.loads(made.tags.get(_FILES_TAG, "null"))
+        key = made.tags.get("clearwell.key")
+        self.ledger.append("registered", model=name, version=version, run=made.run_id, key=key, files=files)
 
 
-def judge(gate: Gate, mine: Measured, champion: Measured) -> Verdict:
-    """One gate against the measured figures of a version and, if there is one, of the champion."""
-    value = mine.get(gate.split, {}).get(gate.metric)
-    lower, upper = gate.at_least, gate.at_most
-    bounds = [f">= {lower:g}"] if lower is not None else []
-    bounds += [f"<= {upper:g}"] if upper is not None else []
-    if value is None and gate.only_if_measured:
-        bound = " and ".join([*bounds, "only if measured"])
-        return Verdict(metric=gate.metric, split=gate.split, bound=bound, measured=None, holds=True)
-    holds = value is not None and math.isfinite(value)
-    if holds and value is not None:
-        holds = (lower is None or value >= lower) and (upper is None or value <= upper)
-    rival = champion.get(gate.split, {}).get(gate.metric)
-    slack = gate.worse_than_champion_by_at_most
-    if slack is not None and rival is not None:
-        limit = rival - slack if gate.higher_is_better else rival + slack
-        bounds.append(f"{'>=' if gate.higher_is_better else '<='} {limit:.4g} (champion {rival:.4g})")
-        holds = holds and value is not None and (value >= limit if gate.higher_is_better else value <= limit)
-    return Verdict(
-        metric=gate.metric,
-        split=gate.split,
-        bound=" and ".join(bounds) or "measured",
-        measured=value,
-        holds=bool(holds),
-    )
+def require_approval(approved_by: str, reason: str) -> None:
+    """Raise PromotionError unless a person and a reason are named."""
+    named = approved_by.strip()
+    if len(named) < 2 or len(named) > 200 or not named.isprintable():
+        raise PromotionError(f"An approval names a person (2 to 200 printable characters), got {approved_by[:80]!r}.")
+    if not reason.strip():
+        raise PromotionError(f"An approval says why; add a reason to that of {named!r} (`--reason`).")
+
+
+def _require_free(name: str, version: str, alias: str, obstacles: Sequence[str]) -> None:
+    if obstacles:
+        lines = "\n".join(f"  {line}" for line in obstacles)
+        raise PromotionError(
+            f"Version {version} of {name!r} may not become {alias}:\n{lines}\n"
+            f"Nothing was changed. See `clearwell explain {name} {version}`; the gates stand in mlflow.yaml.",
+            model=name,
+            version=version,
+            obstacles=tuple(obstacles),
+        )
+
+
+def _require_alias(alias: str) -> None:
+    if alias == PREVIOUS or not _ALIAS.fullmatch(alias):
+        why = "it is kept by promotions themselves" if alias == PREVIOUS else "MLflow does not take such a name"
+        raise PromotionError(f"The alias {alias[:80]!r} can not be given: {why}. Usual are {CHAMPION} and {CANDIDATE}.")
+
+
+def _approval_state(approval: Mapping[str, Any] | None, required: bool) -> str:
+    if approval is not None:
+        payload = approval["payload"]
+        return f"given by {payload['approver']} at {approval['time']}: {payload['reason']}"
+    return "needed, and nobody gave it" if required else "not needed"
+
+
+def _file_faults(recorded: Mapping[str, str] | None, folder: Path) -> list[str]:
+    if recorded is None:
+        return ["their digests were not recorded at registration (register the model again)"]
+    return faults(dict(recorded), folder) if recorded else ["there are none"]
+
+
+def _pages(search: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Every result of an MLflow search."""
+    found: list[Any] = []
+    token = None
+    while True:
+        page = search(*arguments, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
