@@ -55,7 +55,7 @@ class StageCache:
             return None, self._what_changed(stage, parts)
         try:
             result = StageResult.model_validate_json((record / "result.json").read_text())
-        except ValueError:
+        except (OSError, ValueError):
             return None, f"its record in {record} can not be read"
         for ref in result.references:
             store = self.versions if isinstance(ref, DatasetRef) else self.models
@@ -103,10 +103,17 @@ class StageCache:
         records = sorted((self.folder / stage).glob("*/key.json"), key=lambda p: p.stat().st_mtime, reverse=True)
         if not records:
             return "it never ran on this project"
-        changes = [_differences(json.loads(record.read_text()), parts) for record in records]
+        changes = [_differences(_read(record), parts) for record in records]
         nearest = min(changes, key=len)
         more = f"; and {len(nearest) - SHOWN} more" if len(nearest) > SHOWN else ""
         return "changed: " + "; ".join(nearest[:SHOWN]) + more
+
+
+def _read(record: Path) -> Any:
+    try:
+        return json.loads(record.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}  # damaged: everything differs
 
 
 def _differences(before: Any, now: Any, where: str = "") -> list[str]:

@@ -110,7 +110,7 @@ class ModelStore:
             if "program_sha256" in record:
                 expected[PROGRAM] = record["program_sha256"]
             return digest == ref.digest and all(file_digest(folder / f) == d for f, d in expected.items())
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return False
 
     def clear_drafts(self) -> int:

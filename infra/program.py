@@ -38,7 +38,9 @@ STRUCTURE = re.compile(
 )
 """How inputs and outputs may be nested: one tensor, or tuples, lists and mappings of them."""
 NAME = re.compile(r"[\w.+]*", re.ASCII)
+TEXT = re.compile(r".*", re.DOTALL)
 ALLOWED = {"target": OPERATOR, "as_operator": OPERATOR, "expr_str": SIZE, "in_spec": STRUCTURE, "out_spec": STRUCTURE}
+ALLOWED |= {"as_string": TEXT, "as_strings": TEXT}  # arguments of operators, such as a padding mode
 
 
 def open_program(path: Path) -> Module:
@@ -109,6 +111,5 @@ def _strange_text(value: Any, key: str = "") -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _strange_text(inner, key)
-    elif isinstance(value, str):
-        if key not in ("as_string", "as_strings") and not ALLOWED.get(key, NAME).fullmatch(value):
-            yield value
+    elif isinstance(value, str) and not ALLOWED.get(key, NAME).fullmatch(value):
+        yield value

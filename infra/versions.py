@@ -273,6 +273,8 @@ class DataVersions:
     def _add_to_dvc(self, folder: Path) -> None:
         """One DVC command at a time: threads queue here, other processes are waited for."""
         from dvc.lock import LockError
+        from dvc.utils.serialize import ParseError
+        from dvc.utils.strictyaml import YAMLValidationError
 
         with _LOCK:
             deadline = time.monotonic() + _LOCK_PATIENCE
@@ -284,6 +286,25 @@ class DataVersions:
                     if time.monotonic() > deadline:
                         raise
                     time.sleep(0.2)
+                except (ParseError, YAMLValidationError):
+                    if not self._set_damaged_pins_aside():
+                        raise
+
+    def _set_damaged_pins_aside(self) -> int:
+        """DVC reads all pins for each command, so one that it can not read would hold up every dataset."""
+        damaged = [pin for pin in self.folder.glob("*/*.dvc") if not _readable(pin)]
+        for pin in damaged:
+            pin.rename(pin.with_name(f"{pin.name}.damaged"))
+        self.repo._reset()
+        return len(damaged)
+
+
+def _readable(pin: Path) -> bool:
+    try:
+        outs = yaml.safe_load(pin.read_text())["outs"]
+        return all(isinstance(out["md5"], str) and isinstance(out["path"], str) for out in outs)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        return False
 
 
 def _md5(path: Path) -> str | None:
