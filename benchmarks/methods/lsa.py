@@ -324,16 +324,34 @@ def judge(evidence: Evidence, rows: list[dict[str, Any]], oracles: dict[str, lis
         over(of("A", best), of("A", "CE+mixup")),
         at_least=0.01,
     )
-    evidence.check("A: accuracy, PLS-LSA minus CE+mixup", over(of("A", "PLS-LSA"), of("A", "CE+mixup")), at_least=-0.01)
-    evidence.check("B: accuracy, PLS minus CE+mixup", over(of("B", "PLS"), of("B", "CE+mixup")), at_least=0.01)
+    evidence.check(
+        "A: accuracy, PLS-LSA minus CE+mixup",
+        over(of("A", "PLS-LSA"), of("A", "CE+mixup")),
+        at_least=-0.01,
+        note="short by less than 0.001: seeds 1 and 2 hold (-0.005, -0.007); at seed 0 the small-loss mixture flags 10 % "
+        "of the rows instead of 30 to 38 %, so the first linear separation learns from a trusted side still full of "
+        "intruders",
+    )
+    evidence.check(
+        "B: accuracy, PLS minus CE+mixup",
+        over(of("B", "PLS"), of("B", "CE+mixup")),
+        at_least=0.01,
+        note="better at every seed, by 0.008 in the mean; at the posterior 0.95 a run of 49 epochs flags 9 to 11 % of the "
+        "rows where half are wrong, so most labels stay as given",
+    )
     evidence.check(
         "B: accuracy, PLS-LSA with the guard minus CE+mixup",
         over(of("B", "PLS-LSA"), of("B", "CE+mixup")),
         at_least=0.0,
     )
+    notes = {
+        "A": "40 % of the rows are intruders and have no right label, so every correction of theirs counts as wrong; among "
+        "rows of the known classes the gap is 0.03, 0.26 and 0.30 (column confidence_gap_known)"
+    }
     for name in SETTINGS:
         evidence.check(
             f"{name}: confidence in right minus in wrong corrections (PLS-LSA)",
             of(name, "PLS-LSA", "confidence_gap"),
             at_least=0.1,
+            note=notes.get(name, ""),
         )
