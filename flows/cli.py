@@ -142,6 +142,68 @@ def doctor(as_json: Json = False) -> None:
     examine(as_json)
 
 
+@app.command()
+def up(
+    deployments: Annotated[bool, typer.Option(help="Register the flows as deployments.")] = True,
+) -> None:
+    """Start the stack: PostgreSQL, object store, Prefect, MLflow and a worker, on this machine only."""
+    from flows.commands.stack import start_stack
+
+    start_stack(deployments)
+
+
+@app.command()
+def down() -> None:
+    """Stop the stack. Its data stays."""
+    from flows.commands.stack import stop_stack
+
+    stop_stack()
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Show each server of the stack: address, health, version, memory."""
+    from flows.commands.stack import show_status
+
+    show_status(as_json)
+
+
+@app.command()
+def logs(
+    part: Annotated[str, typer.Argument(help="postgres, objects, prefect, mlflow, worker or supervisor.")],
+    lines: Annotated[int, typer.Option(min=1, help="How many lines from its end.")] = 40,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it is written.")] = False,
+) -> None:
+    """Show the log of one server of the stack."""
+    from flows.commands.stack import show_logs
+
+    show_logs(part, lines, follow)
+
+
+@app.command()
+def backup(target: Annotated[Path, typer.Argument(help="File to write; it must not exist.")]) -> None:
+    """Write everything the project keeps to one file. A running stack pauses for it."""
+    from flows.commands.stack import back_up
+
+    back_up(target)
+
+
+@app.command()
+def restore(source: Annotated[Path, typer.Argument(help="File that `clearwell backup` wrote.")]) -> None:
+    """Put a backup in the place of what is there, which is moved aside."""
+    from flows.commands.stack import restore as put_back
+
+    put_back(source)
+
+
+@app.command("rotate-credentials")
+def rotate_credentials() -> None:
+    """Give every server of the stack a new password. A running stack starts anew for it."""
+    from flows.commands.stack import rotate_credentials as rotate
+
+    rotate()
+
+
 @data_app.command("pull")
 def data_pull() -> None:
     """Fetch the data version that data.dvc names."""

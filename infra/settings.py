@@ -26,6 +26,7 @@ from infra.errors import ConfigurationError
 
 SETTINGS_FILE = "mlflow.yaml"
 CONNECTION_FILE = ".clearwell/stack/connection.json"
+RESULT_STORAGE = "remote-file-system/clearwell-results"  # the block in which Prefect looks up its bucket
 _OTHER_VARIABLES = ("actor", "data_cache")  # CLEARWELL_* variables that are no settings
 
 
@@ -75,6 +76,7 @@ class Stack(_Section):
     objects_port: int = Field(18333, ge=1, le=55535, description="Object store; its gRPC twin is 10,000 higher.")
     prefect_port: int = Field(14200, ge=1, le=65535, description="Prefect's API and pages.")
     mlflow_port: int = Field(15000, ge=1, le=65535, description="MLflow's API and pages.")
+    runs_at_once: int = Field(2, ge=1, description="How many flow runs the worker lets run side by side.")
     start_seconds: float = Field(180.0, gt=0, description="How long a server may take until it answers.")
 
 
@@ -84,6 +86,12 @@ class Work(_Section):
     address: str = Field("local", description="local, ray (a cluster of this machine alone) or ray://host:port.")
     workers: int | None = Field(None, ge=1, description="Processes at once; by default 1, on Ray what there is.")
     processes: int = Field(1, ge=1, description="Processes that one training is spread over.")
+
+
+class Notify(_Section):
+    """Who is told when a run fails."""
+
+    webhook: SecretStr | None = Field(None, description="Address that gets a JSON message; chat services take it.")
 
 
 class Registry(_Section):
@@ -131,6 +139,7 @@ class Settings(BaseSettings):
     orchestration: Orchestration = Orchestration()
     object_store: ObjectStore | None = Field(None, description="S3-compatible store; without one, local folders.")
     stack: Stack = Stack()
+    notify: Notify = Notify()
     runner: Work = Work()
 
     @classmethod
@@ -230,6 +239,8 @@ _written: dict[str, str] = {}  # what clearwell put into the environment; anythi
 def prepare_environment(current: Settings) -> None:
     """Point every product at the project and turn its telemetry off. Called before any of them is imported."""
     wanted = _quiet(current) | _servers(current) | _store(current)
+    if current.object_store and current.orchestration.api:
+        wanted["PREFECT_DEFAULT_RESULT_STORAGE_BLOCK"] = RESULT_STORAGE
     for name in _written.keys() - wanted.keys():  # a stack that is down by now
         if os.environ.get(name) == _written.pop(name):
             del os.environ[name]

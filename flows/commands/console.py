@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tasks.stage import watching
+from infra.errors import visible
 
 out = Console()
 err = Console(stderr=True)
@@ -27,12 +27,17 @@ def print_json(value: Any) -> None:
 def print_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Rows as a table; empty cells where a row lacks a column."""
     names = list(columns or dict.fromkeys(name for row in rows for name in row))
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=plain(title), title_justify="left", header_style="bold")
     for name in names:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*(escape(figure(row.get(name, ""))) for name in names))
+        table.add_row(*(plain(figure(row.get(name, ""))) for name in names))
     out.print(table)
+
+
+def plain(text: str) -> str:
+    """Text from data or a user as it is: no markup in it counts, and nothing in it steers the terminal."""
+    return escape(visible(text))
 
 
 def figure(value: Any) -> str:
@@ -48,6 +53,8 @@ def stage_progress() -> Iterator[None]:
     if not err.is_terminal:
         yield
         return
+    from tasks.stage import watching  # it brings the methods along, which most commands do not need
+
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.fields[mark]} {task.description:<16}"),
