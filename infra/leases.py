@@ -91,13 +91,14 @@ class Leases:
 
     @contextmanager
     def lease(self, name: str, seconds: float) -> Iterator[Lease]:
-        """Hold `name` alone; a lease whose holder died expires after `seconds`.
+        """Hold `name` alone for at most `seconds`; a holder of this host whose process is gone loses it at once.
 
         Raises
         ------
         LeaseHeldError
             If somebody else holds it.
         """
+        self._forget_the_dead(name)
         lease = self._take(name, seconds)
         try:
             yield lease

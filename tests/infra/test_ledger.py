@@ -180,17 +180,20 @@ def test_lease_ends_when_its_holder_fails(ledger):
         pass
 
 
-def test_lease_of_a_dead_holder_expires(ledger, url):
+def test_lease_of_a_dead_holder_is_free_at_once_on_its_host_and_expires_on_others(ledger, url):
     code = "import os, sys; from infra.ledger import Ledger\n"
-    code += "with Ledger(sys.argv[1]).lease('promote:m', 1.5): os._exit(9)"
+    code += "with Ledger(sys.argv[1]).lease('promote:m', 60): os._exit(9)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code, url], cwd=root).returncode == 9
-    with pytest.raises(LeaseHeldError, match="right now") as held, ledger.lease("promote:m", 60):
-        pass
-    assert held.value.transient
-    tamper(ledger, "UPDATE leases SET expires = expires - 1.5")  # time passes
-    with ledger.lease("promote:m", 60):
-        pass
+    with ledger.lease("promote:m", 60) as lease:
+        assert lease.token == 2
+        tamper(ledger, "UPDATE leases SET holder = 'elsewhere:1:1'")
+        with pytest.raises(LeaseHeldError, match="right now") as held, ledger.lease("promote:m", 60):
+            pass
+        assert held.value.transient
+        tamper(ledger, "UPDATE leases SET expires = expires - 60")  # time passes
+        with ledger.lease("promote:m", 60):
+            pass
 
 
 def test_late_holder_may_change_nothing_more(ledger):
