@@ -13,7 +13,8 @@ import io
 import logging
 import shutil
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +34,12 @@ datasets.disable_progress_bars()
 logging.getLogger("datasets").setLevel(logging.ERROR)
 
 RESERVED = ("id", "image", "text", "label", "domain", "split", "source")
-FLAGS = ("noisy", "out_of_distribution", "corrected_label", "confidence")
+SCORES = ("prediction", "prediction_confidence", "unknown")
+FLAGS = ("noisy", "out_of_distribution", "corrected_label", "confidence", *SCORES)
 SHARD_ROWS = 20_000
+SHARD_BYTES = 128_000_000
+BATCH_BYTES = 32_000_000
+"""What one part of a streamed split holds, encoded or decoded."""
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # no format whose reader starts a program
 LARGEST_IMAGE = 50_000_000
 """Pixels an image may declare: a few bytes can ask for as many as they like."""
@@ -96,13 +101,135 @@ def read_split(folder: Path, split: str) -> Dataset:
             return Dataset.from_dict({name: [] for name in features}, features=features)
         data = Dataset.from_parquet([str(shard) for shard in shards], features=features)
     except Exception as error:
-        raise DatasetFormatError(
-            f"The shards of {split!r} in {folder} can not be read: {str(error.__cause__ or error).rstrip('.')}. "
-            "If they were whole once, bring them back with `clearwell data restore` or `clearwell data pull`.",
-            split=split,
-        ) from error
+        raise _unreadable(split, folder, error) from error
     assert isinstance(data, Dataset)
     return data.cast_column("image", Image(decode=False)) if "image" in data.column_names else data
+
+
+class Split:
+    """One split, read part by part and never held whole.
+
+    Nothing is mapped into memory or copied beside the shards, as :func:`read_split` does it for random access.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the version.
+    name : str
+
+    Raises
+    ------
+    DatasetFormatError
+        If the split is not there or its shards can not be read.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.shards = sorted((folder / name).glob("*.parquet"))
+        if not self.shards:
+            raise DatasetFormatError(
+                f"The dataset has no split {name!r}; it has {', '.join(splits_of(folder)) or 'none'}.", split=name
+            )
+        try:
+            self.features = Features.from_arrow_schema(pq.read_schema(self.shards[0]))
+        except Exception as error:
+            raise _unreadable(name, folder, error) from error
+        if "image" in self.features:
+            self.features["image"] = Image(decode=False)
+        self.column_names = list(self.features)
+
+    @cached_property
+    def _rows(self) -> int:
+        return sum(rows_of(shard) for shard in self.shards)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def parts(self, columns: Sequence[str] | None = None, row_bytes: int = 0) -> Iterator[pa.Table]:
+        """The rows in order, a part at a time.
+
+        Parameters
+        ----------
+        columns : sequence of str, optional
+        row_bytes : int
+            What a row becomes (a decoded image), if more than it is in the shard.
+        """
+        names = list(columns) if columns is not None else self.column_names
+        chosen = Features({name: self.features[name] for name in names}).arrow_schema
+        for shard in self.shards:
+            try:
+                with pq.ParquetFile(shard) as file:
+                    metadata = file.metadata
+                    stored = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+                    each = max(row_bytes, stored // max(metadata.num_rows, 1), 1)
+                    size = max(1, min(BATCH_BYTES // each, SHARD_ROWS))
+                    for batch in file.iter_batches(batch_size=size, columns=names):
+                        yield pa.Table.from_batches([batch]).select(names).cast(chosen)
+            except (OSError, pa.ArrowException) as error:
+                raise _unreadable(self.name, self.folder, error) from error
+
+    def column(self, name: str) -> list[Any]:
+        """All values of a column that is no image; all None if there is no such column."""
+        if name not in self.features:
+            return [None] * len(self)
+        return [value for part in self.parts([name]) for value in part[name].to_pylist()]
+
+    def take(self, rows: Sequence[int] | NDArray[np.int64], columns: Sequence[str] | None = None) -> Dataset:
+        """These rows, in this order, read from the row groups that hold them."""
+        names = list(columns) if columns is not None else self.column_names
+        features = Features({name: self.features[name] for name in names})
+        wanted = np.asarray(rows, dtype=np.int64)
+        order = np.argsort(wanted, kind="stable")
+        found, start = [features.arrow_schema.empty_table()], 0
+        for shard in self.shards:
+            with pq.ParquetFile(shard) as file:
+                for group in range(file.metadata.num_row_groups):
+                    stop = start + file.metadata.row_group(group).num_rows
+                    low, high = np.searchsorted(wanted[order], [start, stop])
+                    if high > low:
+                        table = file.read_row_group(group, columns=names).select(names).cast(features.arrow_schema)
+                        found.append(table.take(pa.array(wanted[order][low:high] - start)))
+                    start = stop
+        back = np.empty(len(wanted), dtype=np.int64)
+        back[order] = np.arange(len(wanted))
+        return _dataset(pa.concat_tables(found).take(pa.array(back)), features)
+
+    def write(self, folder: Path, keep: NDArray[np.bool_]) -> int:
+        """Write the rows where `keep` is true to the split of the same name below `folder`; returns how many."""
+        target = folder / self.name
+        target.mkdir(parents=True, exist_ok=True)
+        held: list[pa.Table] = []
+        start = number = 0
+
+        def flush(whole: bool) -> None:
+            nonlocal held, number
+            table = pa.concat_tables(held) if held else self.features.arrow_schema.empty_table()
+            while len(table) >= SHARD_ROWS or table.nbytes > SHARD_BYTES or (whole and (len(table) or not number)):
+                shard = table.slice(0, SHARD_ROWS)
+                _dataset(shard, self.features).to_parquet(str(target / f"part-{number:05d}.parquet"))
+                table, number = table.slice(SHARD_ROWS), number + 1
+            held = [table] if len(table) else []
+
+        for part in self.parts():
+            chosen = keep[start : start + len(part)]
+            start += len(part)
+            held.append(part if chosen.all() else part.filter(pa.array(chosen)))
+            if sum(map(len, held)) >= SHARD_ROWS or sum(table.nbytes for table in held) > SHARD_BYTES:
+                flush(False)
+        flush(True)
+        return int(keep.sum())
+
+
+def _dataset(table: pa.Table, features: Features) -> Dataset:
+    return Dataset(table, info=datasets.DatasetInfo(features=features))
+
+
+def _unreadable(split: str, folder: Path, error: Exception) -> DatasetFormatError:
+    return DatasetFormatError(
+        f"The shards of {split!r} in {folder} can not be read: {str(error.__cause__ or error).rstrip('.')}. "
+        "If they were whole once, bring them back with `clearwell data restore` or `clearwell data pull`.",
+        split=split,
+    )
 
 
 def write_split(data: Dataset, folder: Path, split: str, shard_rows: int = SHARD_ROWS) -> int:
@@ -162,10 +289,12 @@ def infer_schema(folder: Path) -> Schema:
     if not splits:
         raise DatasetFormatError(f"{folder} holds no dataset: expected <split>/*.parquet.", folder=folder)
     reference = "train" if "train" in splits else splits[0]
-    data = read_split(folder, reference)
+    data = Split(folder, reference)
     names = tuple(data.features["label"].names) if isinstance(data.features.get("label"), ClassLabel) else ()
     if "image" in data.column_names:
-        shapes = pd.Series([_shape(cell) for cell in data.select(range(min(200, len(data))))["image"]]).dropna()
+        first = next(data.parts(["image"]), None)
+        cells = [] if first is None else first["image"].slice(0, 200).to_pylist()
+        shapes = pd.Series([_shape(cell) for cell in cells], dtype=object).dropna()
         if shapes.empty:
             raise DatasetFormatError(f"None of the first images of {reference!r} can be decoded.", split=reference)
         height, width, channels = shapes.mode()[0]
@@ -235,19 +364,26 @@ def inputs(data: Dataset, schema: Schema) -> NDArray[np.float32]:
             got = "bytes that can not be decoded" if pixels is None else f"an image shaped {pixels.shape}"
             raise DatasetFormatError(f"Row {row} (id {data[row]['id']!r}) holds {got}, expected {shape}.", row=row)
         images[row] = pixels
-    images = images[:, None] if schema.channels == 1 else images.transpose(0, 3, 1, 2)
+    return as_inputs(images)
+
+
+def as_inputs(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Pixels (n, H, W) or (n, H, W, 3) as a model takes them: float32 (n, C, H, W) in [0, 1]."""
+    images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return np.divide(images, 255, dtype=np.float32)
 
 
-def labels(data: Dataset, column: str = "label") -> NDArray[np.int64]:
+def labels(data: Dataset | Split, column: str = "label") -> NDArray[np.int64]:
     """A label column as int64 (n,), missing values as -1."""
+    if isinstance(data, Split):
+        return np.array([-1 if v is None else int(v) for v in data.column(column)], dtype=np.int64)
     values = data.with_format("arrow")[column] if column in data.column_names else [None] * len(data)
     return np.array([-1 if v is None else int(v) for v in _plain(values)], dtype=np.int64)
 
 
-def ids(data: Dataset) -> list[str | None]:
+def ids(data: Dataset | Split) -> list[str | None]:
     """The id column."""
-    return list(_plain(data.with_format("arrow")["id"]))
+    return data.column("id") if isinstance(data, Split) else list(_plain(data.with_format("arrow")["id"]))
 
 
 def _plain(values: Any) -> list[Any]:

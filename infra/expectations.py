@@ -15,6 +15,9 @@ import pandas as pd
 
 from infra.datasets import Schema
 
+PART_ROWS = 200_000
+"""Rows that Great Expectations is given at once; it copies them several times."""
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -139,21 +142,40 @@ class Validator:
     def validate(self, split: str, frame: pd.DataFrame, schema: Schema, bounds: Bounds) -> Report:
         """Check one split and add the counts to the Data Docs.
 
+        More than `PART_ROWS` rows are checked in parts, and what concerns the whole (how many rows, repeated ids,
+        balance of the classes) over all of them; the report is the same.
+
         Parameters
         ----------
         frame : DataFrame
             One row a sample with a column ``row`` (its number) and the columns the suite names; see
             ``row_facts``.
         """
-        import great_expectations as gx
-        from great_expectations.checkpoint import UpdateDataDocsAction
-
         suite, reasons = build_suite(split, schema, bounds)
         if not (frame["label"] >= 0).any():
             suite.expectations = [e for e in suite.expectations if getattr(e, "column", "") != "labelled"]
-        batch = self.source.add_dataframe_asset(split).add_batch_definition_whole_dataframe("all")
+        if len(frame) <= PART_ROWS:
+            return self._check(split, frame, suite.expectations, reasons)
+        whole = [e for e in suite.expectations if _concerns_all(e)]
+        each = [e for e in suite.expectations if not _concerns_all(e)]
+        light = frame[["row", "labelled"]].assign(id=_numbered(frame["id"]))
+        reports = [self._check(f"{split}, as a whole", light, whole, reasons)]
+        for start in range(0, len(frame), PART_ROWS):
+            part = frame.iloc[start : start + PART_ROWS]
+            name = f"{split}, rows {start} to {start + len(part) - 1}"
+            reports.append(self._check(name, part.reset_index(drop=True), each, reasons))
+        return _joined(reports, len(suite.expectations), list(reasons.values()))
+
+    def _check(self, name: str, frame: pd.DataFrame, expectations: list[Any], reasons: dict[str, str]) -> Report:
+        import great_expectations as gx
+        from great_expectations.checkpoint import UpdateDataDocsAction
+
+        suite = gx.ExpectationSuite(name)
+        for expectation in expectations:
+            suite.add_expectation(expectation.copy(update={"id": None}))
+        batch = self.source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
         definition = self.context.validation_definitions.add(
-            gx.ValidationDefinition(name=split, data=batch, suite=self.context.suites.add(suite))
+            gx.ValidationDefinition(name=name, data=batch, suite=self.context.suites.add(suite))
         )
         given = {"dataframe": frame}
         complete = {"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]}
@@ -161,13 +183,34 @@ class Validator:
         counts_only = {"result_format": "BASIC", "partial_unexpected_count": 0}
         self.context.checkpoints.add(
             gx.Checkpoint(
-                name=split,
+                name=name,
                 validation_definitions=[definition],
                 actions=[UpdateDataDocsAction(name="docs", site_names=["clearwell"])],
                 result_format=counts_only,
             )
         ).run(batch_parameters=given)
         return _report(outcome, reasons, frame)
+
+
+def _concerns_all(expectation: Any) -> bool:
+    kinds = ("expect_table_", "expect_column_values_to_be_unique", "expect_column_kl_divergence")
+    return str(expectation.expectation_type).startswith(kinds)
+
+
+def _numbered(ids: pd.Series) -> pd.Series:
+    """Equal numbers for equal ids: as telling as they are, and smaller."""
+    codes, _ = pd.factorize(ids)
+    return pd.Series(codes, dtype="Int64").mask(codes < 0)
+
+
+def _joined(reports: list[Report], expectations: int, order: list[str]) -> Report:
+    """One report of the parts; a row's reasons in the order of the suite."""
+    whole = Report(expectations, table_failures=[reason for report in reports for reason in report.table_failures])
+    for report in reports:
+        for row, found in report.failing.items():
+            whole.failing.setdefault(row, []).extend(found)
+    whole.failing = {row: sorted(found, key=order.index) for row, found in sorted(whole.failing.items())}
+    return whole
 
 
 def _report(outcome: Any, reasons: dict[str, str], frame: pd.DataFrame) -> Report:

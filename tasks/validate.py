@@ -13,18 +13,21 @@ from infra import datasets as ds
 from infra.errors import ValidationGateError
 from infra.files import draft_folder, publish
 from infra.references import DatasetRef, StageResult
+from infra.runner import runner
 from tasks.figures import sample_sheet
+from tasks.row_facts import RowFacts, gather
 from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from datasets import Dataset
+    from numpy.typing import NDArray
 
     from infra.expectations import Report
 
 LATEST = "latest"
+SCORED_ROWS, SCORED_SIDE = 10_000, 32
 PRECEDENCE = ("test", "train", "target", "unlabelled")  # which split keeps a row whose id stands in several
 
 
@@ -35,7 +38,10 @@ class ValidateConfig(StageConfig):
     max_failing_share: float = Field(
         0.05, ge=0, le=1, description="The run stops when a larger share of a split's rows fails validation."
     )
-    near_duplicates: Literal["remove", "report"] = Field("remove", description="What to do with near duplicates.")
+    near_duplicates: Literal["remove", "report", "off"] = Field(
+        "remove",
+        description="What to do with near duplicates; off does not look for them, which takes n^2 comparisons.",
+    )
     near_duplicate_similarity: float = Field(
         0.98, gt=0, le=1, description="Cosine similarity from which two centred, contrast-normalised images are one."
     )
@@ -51,15 +57,16 @@ def validate(data: DatasetRef, config: ValidateConfig, run: RunContext) -> Stage
     def work(desk: Desk) -> None:
         folder = desk.project.versions.path(data)
         schema = ds.infer_schema(folder)
-        splits = {split: ds.read_split(folder, split) for split in schema.splits}
-        reports = check_rows(splits, schema, config, desk.project.settings.state / "data_docs")
+        splits = {split: ds.Split(folder, split) for split in schema.splits}
+        facts = gather_facts(splits, schema, config)
+        reports = check_rows(facts, schema, config, desk.project.settings.state / "data_docs")
         reasons: Reasons = {split: dict(report.failing) for split, report in reports.items()}
         for split, report in reports.items():
             desk.metrics |= {f"{split}.failing": len(report.failing), f"{split}.expectations": report.expectations}
         desk.evidence["data_docs"] = f".clearwell/data_docs/{LATEST}/index.html"
         desk.evidence["table_failures"] = {s: r.table_failures for s, r in reports.items() if r.table_failures}
-        _gate(splits, reports, config)
-        counts, pairs, edges = find_duplicates(splits, schema, config, reasons)
+        _gate(facts, reports, config)
+        counts, pairs, edges = find_duplicates(splits, facts, schema, config, reasons)
         desk.metrics |= counts
         desk.evidence |= {"near_duplicates": pairs, "containment": edges}
         _score_separability(desk, splits, schema, reasons, config.seed)
@@ -72,20 +79,21 @@ def validate(data: DatasetRef, config: ValidateConfig, run: RunContext) -> Stage
 Reasons = dict[str, dict[int, list[str]]]
 
 
-def check_rows(splits: dict[str, Dataset], schema: ds.Schema, config: ValidateConfig, home: Path) -> dict[str, Report]:
+def gather_facts(splits: dict[str, ds.Split], schema: ds.Schema, config: ValidateConfig) -> dict[str, RowFacts]:
+    """One pass over every split; the rows themselves are not kept."""
+    wanted = config.near_duplicates != "off"
+    return {name: gather(split, schema, near_duplicates=wanted and name == "train") for name, split in splits.items()}
+
+
+def check_rows(facts: dict[str, RowFacts], schema: ds.Schema, config: ValidateConfig, home: Path) -> dict[str, Report]:
     """Hold every split against its expectation suite; the Data Docs appear in ``home/latest``."""
-    from infra.expectations import Bounds, Validator, row_facts
+    from infra.expectations import Bounds, Validator
 
     bounds = Bounds(config.mean_range, config.minimum_contrast, config.max_class_imbalance)
-    reports = {}
     with draft_folder(home) as docs:
         validator = Validator(docs)
-        for split, data in splits.items():
-            facts = row_facts(
-                ds.ids(data), ds.labels(data), list(data["domain"]), schema.n_classes, _facts(data, schema)
-            )
-            reports[split] = validator.validate(split, facts, schema, bounds)
-        for split, row, other in _repeated_across(splits):
+        reports = {split: validator.validate(split, known.rows, schema, bounds) for split, known in facts.items()}
+        for split, row, other in _repeated_across(facts):
             reports[split].failing.setdefault(row, []).append(f"repeated id: stands in {other} too")
         latest = home / LATEST
         shutil.rmtree(latest, ignore_errors=True)
@@ -93,35 +101,19 @@ def check_rows(splits: dict[str, Dataset], schema: ds.Schema, config: ValidateCo
     return reports
 
 
-def _facts(data: Dataset, schema: ds.Schema) -> dict[str, Any]:
-    if schema.kind == "image":
-        found = [_image_facts(ds.decode(cell)) for cell in data["image"]]  # one decoded image at a time
-        names = ("decodable", "height", "width", "mean", "contrast")
-        return {name: [facts[place] for facts in found] for place, name in enumerate(names)}
-    if schema.kind == "text":
-        return {"text": list(data["text"])}
-    return {column: pd.Series(list(data[column])) for column in schema.features}
-
-
-def _image_facts(image: Any) -> tuple[bool, int | None, int | None, float | None, float | None]:
-    if image is None:
-        return False, None, None, None, None
-    return True, image.shape[0], image.shape[1], float(image.mean()), float(image.std())
-
-
-def _repeated_across(splits: dict[str, Dataset]) -> Iterator[tuple[str, int, str]]:
+def _repeated_across(facts: dict[str, RowFacts]) -> Iterator[tuple[str, int, str]]:
     """Rows whose id stands in an earlier split too: the split, the row, the other split. Test keeps its rows."""
     seen: dict[str, str] = {}
-    for split in sorted(splits, key=lambda name: PRECEDENCE.index(name) if name in PRECEDENCE else len(PRECEDENCE)):
-        own = ds.ids(splits[split])
+    for split in sorted(facts, key=lambda name: PRECEDENCE.index(name) if name in PRECEDENCE else len(PRECEDENCE)):
+        own = facts[split].rows["id"].tolist()
         for row, identity in enumerate(own):
             if identity in seen:
                 yield split, row, seen[identity]
         seen = {identity: split for identity in own if identity is not None} | seen
 
 
-def _gate(splits: dict[str, Dataset], reports: dict[str, Report], config: ValidateConfig) -> None:
-    for split, data in splits.items():
+def _gate(facts: dict[str, RowFacts], reports: dict[str, Report], config: ValidateConfig) -> None:
+    for split, data in facts.items():
         failing = reports[split].failing
         share = len(failing) / max(len(data), 1)
         if share > config.max_failing_share:
@@ -143,7 +135,7 @@ def _gate(splits: dict[str, Dataset], reports: dict[str, Report], config: Valida
 
 
 def find_duplicates(
-    splits: dict[str, Dataset], schema: ds.Schema, config: ValidateConfig, reasons: Reasons
+    splits: dict[str, ds.Split], facts: dict[str, RowFacts], schema: ds.Schema, config: ValidateConfig, reasons: Reasons
 ) -> tuple[dict[str, float], list[tuple[str, str, float]], list[list[str]]]:
     """Leaks between train and test, exact and near duplicates inside train; the first of each group stays.
 
@@ -161,16 +153,17 @@ def find_duplicates(
     from models.registry import build_method
     from models.validate.tables import FrameTable, first_occurrences, overlapping_rows
 
-    frames = {split: _content(data, schema) for split, data in splits.items() if len(data)}
+    frames = {split: known.content for split, known in facts.items() if len(known)}
     columns = list(next(iter(frames.values())).columns)
     parameters = {"random_state": config.seed, "verify": "exact", **config.parameters}
-    method = build_method(config.method, "validate", **parameters)
-    method.fit([FrameTable(split, frame) for split, frame in frames.items()])
+    with runner().parallel() as workers:  # a table at a time on each, as parent of the others
+        method = build_method(config.method, "validate", **{"n_jobs": workers, **parameters})
+        method.fit([FrameTable(split, frame) for split, frame in frames.items()])
     edges = sorted([str(parent), str(child)] for parent, child in method.graph_.edges)
     counts = {"train.leaks": 0.0, "train.exact_duplicates": 0.0, "train.near_duplicates": 0.0}
     if "train" not in frames:
         return counts, [], edges
-    train, found, ids = frames["train"], reasons["train"], ds.ids(splits["train"])
+    train, found, ids = frames["train"], reasons["train"], facts["train"].rows["id"].tolist()
     if "test" in frames:
         for row in overlapping_rows(train, frames["test"], columns):
             if int(row) not in found:
@@ -182,8 +175,8 @@ def find_duplicates(
             found[row] = [f"exact duplicate of {ids[whole[place]]}"]
             counts["train.exact_duplicates"] += 1
     pairs = []
-    if schema.kind == "image":
-        for row, original, similarity in _near_duplicates(splits["train"], schema, found, config):
+    if facts["train"].signatures is not None:
+        for row, original, similarity in _near_duplicates(splits["train"], facts["train"], schema, found, config):
             counts["train.near_duplicates"] += 1
             pairs.append((str(ids[row]), str(ids[original]), round(similarity, 4)))
             if config.near_duplicates == "remove":
@@ -191,61 +184,62 @@ def find_duplicates(
     return counts, pairs, edges
 
 
-def _content(data: Dataset, schema: ds.Schema) -> pd.DataFrame:
-    """What makes two rows the same: the pixels, the text, or the features."""
-    if schema.kind == "image":
-        digests = [_pixel_digest(ds.decode(cell), row) for row, cell in enumerate(data["image"])]
-        return pd.DataFrame({"content": digests})
-    if schema.kind == "text":
-        return pd.DataFrame({"text": list(data["text"])})
-    return data.select_columns(list(schema.features)).to_pandas()
-
-
-def _pixel_digest(image: Any, row: int) -> str:
-    import hashlib
-
-    if image is None:
-        return f"undecodable row {row}"
-    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
-
-
 def _near_duplicates(
-    data: Dataset, schema: ds.Schema, known: dict[int, list[str]], config: ValidateConfig
+    data: ds.Split, facts: RowFacts, schema: ds.Schema, known: dict[int, list[str]], config: ValidateConfig
 ) -> list[tuple[int, int, float]]:
-    from models.validate.near_duplicates import near_duplicates
+    assert facts.signatures is not None
+    rows = np.array([row for row in range(len(data)) if row not in known], dtype=np.int64)
 
-    rows = np.array([row for row in range(len(data)) if row not in known])
-    images = ds.inputs(data.select(rows), schema)
-    pairs = near_duplicates(images, threshold=config.near_duplicate_similarity)
-    return [(int(rows[later]), int(rows[earlier]), similarity) for later, earlier, similarity in pairs]
+    def images(chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+        return ds.inputs(data.take(chosen), schema)
+
+    return facts.signatures.near_duplicates(rows, config.near_duplicate_similarity, images)
 
 
-def _show(desk: Desk, splits: dict[str, Dataset], schema: ds.Schema, pairs: list[tuple[str, str, float]]) -> None:
+def _show(desk: Desk, splits: dict[str, ds.Split], schema: ds.Schema, pairs: list[tuple[str, str, float]]) -> None:
     if schema.kind != "image" or "train" not in splits:
         return
     place = {identity: row for row, identity in enumerate(ds.ids(splits["train"]))}
     chosen = sorted(pairs, key=lambda pair: pair[2])[:: max(1, len(pairs) // 12)][:12]
     rows = [place[identity] for pair in chosen for identity in pair[:2]]
     titles = [text for pair in chosen for text in ("copy", f"of, {pair[2]:.3f}")]
-    images = ds.inputs(splits["train"].select(rows), schema) if rows else np.zeros((0, 1, 1, 1))
+    images = ds.inputs(splits["train"].take(rows), schema) if rows else np.zeros((0, 1, 1, 1))
     desk.figure("duplicates", sample_sheet(images, titles), "Near duplicates, each beside the row it repeats")
 
 
-def _score_separability(desk: Desk, splits: dict[str, Dataset], schema: ds.Schema, reasons: Reasons, seed: int) -> None:
+def _score_separability(
+    desk: Desk, splits: dict[str, ds.Split], schema: ds.Schema, reasons: Reasons, seed: int
+) -> None:
+    """Of the raw rows; of many a sample, and of large images reduced ones."""
     from models.validate.separability import PersistenceSeparability
 
     if schema.kind == "text":
         return
     split = "train" if "train" in splits else next(iter(splits))
-    rows = [row for row in range(len(splits[split])) if row not in reasons[split]]
-    X = ds.inputs(splits[split].select(rows), schema).reshape(len(rows), -1)
-    if len(X) < 20:
+    rows = np.array([row for row in range(len(splits[split])) if row not in reasons[split]], dtype=np.int64)
+    if len(rows) < 20:
         return
+    if len(rows) > SCORED_ROWS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, SCORED_ROWS, replace=False))
+    parts = [
+        _reduced(ds.inputs(splits[split].take(part), schema)) for part in np.array_split(rows, len(rows) // 2000 + 1)
+    ]
+    X = np.concatenate(parts).reshape(len(rows), -1)
     score = PersistenceSeparability(random_state=seed, drop_duplicates=True).fit(X.astype(np.float64))
     desk.metrics["separability"] = float(score.score_)
 
 
-def _write(desk: Desk, source: DatasetRef, splits: dict[str, Dataset], reasons: Reasons) -> None:
+def _reduced(X: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Images of more than 32 pixels a side, averaged down; anything else as it is."""
+    if X.ndim != 4 or max(X.shape[2:]) <= SCORED_SIDE:
+        return X
+    import torch
+    from torch.nn.functional import interpolate
+
+    return interpolate(torch.from_numpy(X), (SCORED_SIDE, SCORED_SIDE), mode="area").numpy()
+
+
+def _write(desk: Desk, source: DatasetRef, splits: dict[str, ds.Split], reasons: Reasons) -> None:
     versions = desk.project.versions
     origin = versions.path(source)
 
@@ -255,8 +249,9 @@ def _write(desk: Desk, source: DatasetRef, splits: dict[str, Dataset], reasons: 
             if not reasons[split]:
                 total += ds.copy_splits(origin, folder, [split])
                 continue
-            kept = [row for row in range(len(data)) if row not in reasons[split]]
-            total += ds.write_split(data.select(kept), folder, split)
+            kept = np.ones(len(data), dtype=bool)
+            kept[list(reasons[split])] = False
+            total += data.write(folder, kept)
         return total
 
     def quarantine(folder: Any) -> int:
@@ -264,7 +259,7 @@ def _write(desk: Desk, source: DatasetRef, splits: dict[str, Dataset], reasons: 
         for split, found in reasons.items():
             if found:
                 rows = sorted(found)
-                failing = splits[split].select(rows)
+                failing = splits[split].take(rows)
                 columns = {"reason": ["; ".join(found[row]) for row in rows], "row": rows}
                 total += ds.write_split(ds.with_columns(failing, columns), folder, split)
         return total

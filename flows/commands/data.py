@@ -60,15 +60,16 @@ def _check_folder(
     places: dict[str, list[tuple[str, int | None]]],
     as_json: bool,
 ) -> None:
-    from flows.commands.console import out, print_json, print_table
+    from flows.commands.console import out, plain, print_json, print_table
     from infra import datasets as ds
-    from tasks.validate import ValidateConfig, check_rows, find_duplicates
+    from tasks.validate import ValidateConfig, check_rows, find_duplicates, gather_facts
 
     config, schema = ValidateConfig(), ds.infer_schema(folder)
-    splits = {split: ds.read_split(folder, split) for split in schema.splits}
-    reports = check_rows(splits, schema, config, project.settings.state / "data_docs")
+    splits = {split: ds.Split(folder, split) for split in schema.splits}
+    known = gather_facts(splits, schema, config)
+    reports = check_rows(known, schema, config, project.settings.state / "data_docs")
     reasons = {split: dict(report.failing) for split, report in reports.items()}
-    counts, _, edges = find_duplicates(splits, schema, config, reasons)
+    counts, _, edges = find_duplicates(splits, known, schema, config, reasons)
     rows: list[dict[str, Any]] = []
     for split, found in reasons.items():
         names = ds.ids(splits[split])
@@ -90,10 +91,10 @@ def _check_folder(
     total = sum(map(len, splits.values()))
     print_table(f"{data}: {schema.kind}, {total} rows, {schema.n_classes} classes", summary)
     for split, failures in table.items():
-        out.print(f"{split} as a whole: {', '.join(failures)}")
+        out.print(f"{split} as a whole: {plain(', '.join(failures))}")
     out.print(
         f"{len(rows)} rows need attention. Rows count from 0, without a header; every one with its id: "
-        f"clearwell data check {data} --json\n"
+        f"clearwell data check {plain(data)} --json\n"
         "Great Expectations Data Docs: .clearwell/data_docs/latest/index.html"
     )
 
@@ -133,10 +134,10 @@ def list_data(as_json: bool) -> None:
 def restore_data(version: str, to: Path) -> None:
     """Restore a version."""
     settings()
-    from flows.commands.console import out
+    from flows.commands.console import out, plain
 
     versions = Project().versions
     name, _, digest = version.partition("@")
     ref = versions.resolve(name, digest)
     versions.restore(ref, to)
-    out.print(f"{ref} ({ref.rows} rows) is in {to}.")
+    out.print(f"{ref} ({ref.rows} rows) is in {plain(str(to))}.")

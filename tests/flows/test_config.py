@@ -103,7 +103,7 @@ def test_seed_reaches_every_stage_that_has_none_of_its_own():
         ("network.zzz=1", r"network\.zzz: .* Known: channels, embedding_dim, .*widths\."),
         ("finetune.epochs=0", r"finetune\.epochs: .* greater than or equal to 1, got 0\."),
         ("finetune.epochs=many", r"finetune\.epochs: .* valid integer.*, got 'many'\."),
-        ("validate.near_duplicates=keep", "validate.near_duplicates: Input should be 'remove' or 'report'"),
+        ("validate.near_duplicates=keep", "validate.near_duplicates: Input should be 'remove', 'report' or 'off'"),
         ("adapt=3", "adapt: Input should be a valid dictionary"),
         ("finetune.epochs", "--set takes stage.field=value, got 'finetune.epochs'"),
         ("=3", "--set takes stage.field=value, got '=3'"),

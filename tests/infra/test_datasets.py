@@ -8,6 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
+from sklearn.datasets import load_digits
 
 from infra import datasets as ds
 from infra.errors import DatasetFormatError
@@ -206,3 +207,66 @@ def test_truncated_images_are_seen():
 def test_image_as_large_as_a_bomb_is_refused(monkeypatch):
     monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 20)
     assert ds.decode({"bytes": FORMATS["PNG"]}) is None
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """50 rows of real digits over three shards in several row groups, with an unknown column and missing values."""
+    digits = load_digits()
+    images = (digits.images[:50] * 15).astype(np.uint8)
+    columns = {
+        "id": [None if row == 7 else f"r{row}" for row in range(50)],
+        "image": [ds.encode(image) for image in images],
+        "label": [int(label) for label in digits.target[:50]],
+        "note": [f"note {row}" for row in range(50)],
+    }
+    kinds = {"id": Value("string"), "image": Image(decode=False), "label": ClassLabel(names=list("0123456789"))}
+    data = Dataset.from_dict(columns, features=Features(kinds | {"note": Value("string")}))
+    for number, part in enumerate((range(20), range(20, 21), range(21, 50))):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        data.select(part).to_parquet(str(tmp_path / "train" / f"part-{number:05d}.parquet"), batch_size=8)
+    return tmp_path
+
+
+def test_a_split_read_in_parts_is_the_split_read_at_once(shards, monkeypatch):
+    monkeypatch.setattr(ds, "BATCH_BYTES", 1000)
+    whole, split = ds.read_split(shards, "train"), ds.Split(shards, "train")
+    assert len(split) == 50
+    assert split.features == whole.features
+    parts = list(split.parts())
+    assert len(parts) > 3
+    assert max(part.nbytes for part in parts) < 4000
+    assert [row for part in parts for row in part.to_pylist()] == whole.data.table.to_pylist()
+    assert ds.ids(split) == ds.ids(whole)
+    assert ds.labels(split).tolist() == ds.labels(whole).tolist()
+    assert ds.labels(split, "absent").tolist() == [-1] * 50
+
+
+def test_rows_are_taken_in_the_order_asked_for(shards):
+    split = ds.Split(shards, "train")
+    taken = split.take([49, 0, 20, 20, 7])
+    assert taken["note"] == [f"note {row}" for row in (49, 0, 20, 20, 7)]
+    assert ds.inputs(taken, ds.infer_schema(shards)).shape == (5, 1, 8, 8)
+    assert len(split.take([])) == 0
+
+
+@pytest.mark.parametrize("limits", [{}, {"SHARD_ROWS": 15}, {"SHARD_BYTES": 2000, "BATCH_BYTES": 1000}])
+def test_rows_are_left_out_in_one_pass(shards, tmp_path, monkeypatch, limits):
+    for name, value in limits.items():
+        monkeypatch.setattr(ds, name, value)
+    keep = np.ones(50, dtype=bool)
+    keep[[0, 19, 33]] = False
+    assert ds.Split(shards, "train").write(tmp_path / "out", keep) == 47
+    written = ds.read_split(tmp_path / "out", "train")
+    assert written["note"] == [f"note {row}" for row in np.flatnonzero(keep)]
+    assert written.features == ds.read_split(shards, "train").features
+    assert len(list((tmp_path / "out" / "train").iterdir())) >= (3 if limits else 1)
+    assert ds.Split(shards, "train").write(tmp_path / "none", np.zeros(50, dtype=bool)) == 0
+    assert len(ds.read_split(tmp_path / "none", "train")) == 0
+
+
+def test_a_damaged_shard_is_named_also_when_streamed(shards):
+    shard = shards / "train" / "part-00002.parquet"
+    shard.write_bytes(shard.read_bytes()[:500])
+    with pytest.raises(DatasetFormatError, match=r"'train' .* can not be read"):
+        list(ds.Split(shards, "train").parts())

@@ -144,3 +144,21 @@ def test_data_docs_show_every_split_and_no_rows_values(check, tmp_path):
     for page, text in pages.items():
         for value in ("secret-", "254.12345", "777777"):
             assert value not in text, f"{page} shows {value!r}"
+
+
+def test_many_rows_are_checked_in_parts_with_the_same_report(check, monkeypatch):
+    """Ids repeat within and across the parts; what concerns the whole is asked of the whole."""
+    facts = image_facts(
+        ids={0: None, 2: "secret-001", 3: "secret-020", 25: "secret-001", 29: None},
+        domains={4: None},
+        labels={5: -2, 26: 99},
+        contrast={5: 0.0, 25: 0.0, 26: 3.9},
+    )
+    whole = check(facts, IMAGES)
+    lopsided = image_facts(labels=dict.fromkeys(range(N), 0))
+    monkeypatch.setattr("infra.expectations.PART_ROWS", 7)
+    assert check(facts, IMAGES) == whole
+    assert whole.failing[25] == ["repeated id", "blank image"]
+    assert 20 in whole.failing  # its id was first in another part
+    assert check(lopsided, IMAGES).table_failures == ["classes are out of balance"]
+    assert check(image_facts(n=8), IMAGES).table_failures == ["too few rows"]
