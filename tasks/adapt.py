@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,8 @@ def adapt(data: DatasetRef, model: ModelRef, config: AdaptConfig, run: RunContex
         classifier = desk.load_network(model)
         method = build_method(
             config.method, "adapt", model=classifier, **{"random_state": config.seed, **config.parameters}
-        ).fit(X)
+        )
+        method = desk.spread(partial(method.fit, X))
         desk.model = desk.save_network(method.model_)
         score = np.asarray(method.unknown_score(X))
         predicted = np.asarray(method.predict(X))
@@ -49,7 +51,7 @@ def adapt(data: DatasetRef, model: ModelRef, config: AdaptConfig, run: RunContex
             "rejected": int((predicted >= schema.n_classes).sum()),
             "estimated_classes": float(method.n_target_classes_),
         }
-        desk.evidence["reject_threshold"] = threshold
+        desk.evidence |= {"reject_threshold": threshold, "split": config.split}
         if schema.kind == "image":
             rows = np.argsort(-score)[:24]
             titles = [f"{score[row]:.2f}" for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from pydantic import Field
 from infra import datasets as ds
 from infra.errors import DatasetFormatError
 from infra.references import DatasetRef, ModelRef, StageResult
+from models.training import Row
 from tasks.figures import curves
 from tasks.networks import NetworkConfig, make_classifier, make_encoder
 from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
@@ -61,7 +63,6 @@ def finetune(
 
     def work(desk: Desk) -> None:
         from models.augment import PadCrop
-        from models.supervised import train_classifier
 
         folder = desk.project.versions.path(data)
         schema = ds.infer_schema(folder)
@@ -78,7 +79,8 @@ def finetune(
             torch.manual_seed(config.seed)
             base: Any = make_encoder(schema, network) if encoder is None else desk.load_network(encoder)
             classifier: Any = make_classifier(base, schema.n_classes, network)
-        history = train_classifier(
+        train_rows = partial(
+            _train,
             classifier,
             X,
             y[rows],
@@ -90,6 +92,7 @@ def finetune(
             label="fine-tune",
             seed=config.seed,
         )
+        classifier, history = desk.spread(train_rows)
         desk.model = desk.save_network(classifier)
         desk.metrics |= {"rows": len(rows), "train_accuracy": history[-1]["train_accuracy"]}
         desk.figure("curves", curves(desk.history, ("loss", "train_accuracy")), "Fine-tuning on cleaned labels")
@@ -103,8 +106,6 @@ def train_naive(data: DatasetRef, network: NetworkConfig, config: NaiveConfig, r
     """Train the same network on the raw rows and labels; only rows that no network could take are left out."""
 
     def work(desk: Desk) -> None:
-        from models.supervised import train_classifier
-
         folder = desk.project.versions.path(data)
         schema = ds.infer_schema(folder)
         train = ds.read_split(folder, "train")
@@ -117,14 +118,22 @@ def train_naive(data: DatasetRef, network: NetworkConfig, config: NaiveConfig, r
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             classifier: Any = make_classifier(make_encoder(schema, network), schema.n_classes, network)
-        history = train_classifier(
-            classifier, X, y[rows], epochs=config.epochs, batch_size=config.batch_size, lr=config.lr, label="naive",
-            seed=config.seed,
+        train_rows = partial(
+            _train, classifier, X, y[rows], epochs=config.epochs, batch_size=config.batch_size, lr=config.lr,
+            label="naive", seed=config.seed,
         )  # fmt: skip
+        classifier, history = desk.spread(train_rows)
         desk.model = desk.save_network(classifier)
         desk.metrics |= {"rows": len(rows), "train_accuracy": history[-1]["train_accuracy"]}
 
     return run_stage("naive", config, {"data": data}, work, run, settings=network.model_dump(mode="json"))
+
+
+def _train(classifier: Any, *rows: Any, **settings: Any) -> tuple[Any, list[Row]]:
+    from models.supervised import train_classifier
+
+    history = train_classifier(classifier, *rows, **settings)
+    return classifier, history
 
 
 def _usable(row: dict[str, Any], schema: ds.Schema) -> bool:

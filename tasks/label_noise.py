@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def label_noise(data: DatasetRef, network: NetworkConfig, config: LabelNoiseConf
         method = build_method(
             config.method, "label_noise", backbone=backbone, n_classes=schema.n_classes, augment=views, **given
         )
-        method.fit(X, y)
+        method = desk.spread(partial(method.fit, X, y))
         noisy, stranger = np.asarray(method.is_noisy_), np.asarray(method.is_ood_)
         corrected = np.asarray(method.corrected_label_proba_).argmax(axis=1)
         corrected = np.where(noisy | (y < 0), corrected, y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -126,8 +127,7 @@ def pretrain(
         parameters = config.parameters or PARAMETERS.get(config.method, {})
         slot = {"rotnet": "architecture"}.get(config.method, "encoder")
         method = build_method(config.method, "pretrain", **{slot: encoder}, random_state=config.seed, **parameters)
-        with hooks(monitor):
-            method.fit(X)
+        method, monitor = desk.spread(partial(_fit, method, X, monitor))
         desk.model = desk.save_network(method.encoder_)
         after = monitor.measure(method.encoder_)
         desk.metrics |= {f"{name}_before": value for name, value in before.items()} | after
@@ -136,6 +136,11 @@ def pretrain(
 
     inputs = {"data": data, "warm": warm}
     return run_stage("pretrain", config, inputs, work, run, settings=network.model_dump(mode="json"))
+
+
+def _fit(method: Any, X: torch.Tensor, monitor: EncoderMonitor) -> tuple[Any, EncoderMonitor]:
+    with hooks(monitor):
+        return method.fit(X), monitor
 
 
 def _show(desk: Desk, X: Any, encoder: Any, probe: Any, y: Any, schema: ds.Schema) -> None:

@@ -24,6 +24,7 @@ from infra.errors import ClearwellError, StageError, is_transient
 from infra.files import draft_folder
 from infra.project import Project
 from infra.references import DatasetRef, FigureRef, ModelRef, Reference, StageResult
+from infra.runner import runner
 from infra.source import LAYERS, source_files
 from models.registry import get_method
 from models.training import Hook, Row, Trainer, hooks
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class RunContext(Reference):
@@ -137,6 +139,18 @@ class Desk:
         figure.savefig(self.figures_folder / f"{name}.png", dpi=110, bbox_inches="tight")
         self.figures.append(FigureRef(file=f"{name}.png", caption=caption))
 
+    def spread(self, training: Callable[[], T]) -> T:
+        """What ``training()`` returns, done on as many processes as the setting ``runner.processes`` says.
+
+        With several, it is done on copies of what it refers to: only what it returns comes back.
+        """
+        processes = self.project.settings.runner.processes
+        if processes == 1:
+            return training()
+        found, history = runner(self.project.settings).train(_recorded, training, processes=processes)
+        self.history += history
+        return found
+
     def load_network(self, ref: ModelRef) -> Module:
         """The network of a model reference, in eval mode."""
         from models.state import unpack
@@ -165,6 +179,23 @@ class _Observer(Hook):
     def on_fit_end(self, trainer: Trainer) -> None:
         """Curves are taken whole, with what other hooks added."""
         self.desk.history += [{"training": trainer.label, **row} for row in trainer.history]
+
+
+class _Recorder(Hook):
+    """Takes the history of every trainer in a process that has no desk."""
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, Any]] = []
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Curves are taken whole."""
+        self.history += [{"training": trainer.label, **row} for row in trainer.history]
+
+
+def _recorded(training: Callable[[], T]) -> tuple[T, list[dict[str, Any]]]:
+    recorder = _Recorder()
+    with hooks(recorder):
+        return training(), recorder.history
 
 
 def run_stage(
@@ -201,6 +232,8 @@ def run_stage(
     """
     project = Project()
     parts = _key_parts(config, inputs, work.__module__, settings)
+    if project.settings.runner.processes > 1:  # batches in parts make other models
+        parts["processes"] = project.settings.runner.processes
     result, why = project.cache.find(stage, parts)
     if result is not None and not {"all", stage} & set(run.refresh):
         if still_true is None or still_true(project, result):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,8 @@ def unlearn(
         before, reference = desk.load_network(model), desk.load_network(retrained)
         method = build_method(
             config.method, "unlearn", model=before, **{"random_state": config.seed, **config.parameters}
-        ).fit(X[torch.from_numpy(forget)], X[torch.from_numpy(remain)])
+        )
+        method = desk.spread(partial(method.fit, X[torch.from_numpy(forget)], X[torch.from_numpy(remain)]))
         desk.model = desk.save_network(method.model_)
         test = ds.read_split(folder, "test")
         seen = forget & (y >= 0)  # strangers among them were never trained on with a label
