@@ -11,6 +11,7 @@
     ├── PromotionError             a model version may not get the alias
     │   ├── LeaseHeldError         another promotion is under way; try again
     │   └── LeaseLostError         the promotion took longer than its lease; nothing more was changed
+    ├── ErasureError               an erasure can not be finished, or its proof does not hold
     └── ServerError                a server did not start, or does not answer
 
 Methods in ``models`` know nothing of this tree: they raise ``ValueError`` and scikit-learn's ``NotFittedError``.
@@ -20,6 +21,11 @@ A message says what was wrong, what was found, and what to do next; the facts st
 from __future__ import annotations
 
 from typing import Any
+
+
+def visible(text: str) -> str:
+    """Text that can be printed: characters that would steer a terminal are written out."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 class ClearwellError(Exception):
@@ -37,7 +43,7 @@ class ClearwellError(Exception):
     transient = False
 
     def __init__(self, message: str, **facts: Any) -> None:
-        super().__init__(message)
+        super().__init__(visible(message))
         self.facts = facts
         for name, value in facts.items():
             setattr(self, name, value)
@@ -136,3 +142,9 @@ def _server_failed(error: BaseException) -> bool:
     if isinstance(status, int):
         return status == 429 or status >= 500
     return type(error).__name__ == "MlflowException" and str(error).startswith("API request to")
+
+
+class ErasureError(ClearwellError):
+    """An erasure can not be finished, or its proof does not hold."""
+
+    exit_code = 8

@@ -41,6 +41,7 @@ IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp")
 TABLE_FILES = (".parquet", ".csv")
 TEST_SHARE = 5  # one labelled row in five
 MOST_CLASSES = 10_000
+MISSING_NUMBERS = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "#N/A"]
 LONGEST_NAME = 100  # stages make names of their own from it, such as NAME-quarantine
 FILES, CLASSES = "files", "classes"  # what a frame's attrs say: its files with their rows, its class names in order
 Place = tuple[str, int | None]
@@ -159,7 +160,7 @@ def _joined(frames: list[pd.DataFrame], files: list[Path], path: Path) -> pd.Dat
 
 def _read_file(path: Path, home: Path) -> pd.DataFrame:
     try:
-        frame = _read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path, dtype={"id": "string"})
+        frame = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     except Exception as error:
         raise DatasetFormatError(f"{path} can not be read as {path.suffix[1:] or 'a table'}: {error}") from error
     if path.parent.name in SPLITS and "split" not in frame:
@@ -168,6 +169,14 @@ def _read_file(path: Path, home: Path) -> pd.DataFrame:
         cells = [_image_bytes(cell, path, home, row) for row, cell in enumerate(frame["image"])]
         frame["image"] = pd.Series(cells, dtype=object)
     return frame
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """A CSV file, in which `None` and `null` can be words of a text, an id or the name of a class."""
+    missing = {column: MISSING_NUMBERS for column in pd.read_csv(path, nrows=0).columns}
+    missing |= {column: [""] for column in ds.RESERVED if column in missing}
+    missing |= {"label": ["", "NA", "NaN", "nan"]} if "label" in missing else {}
+    return pd.read_csv(path, dtype={"id": "string"}, keep_default_na=False, na_values=missing)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
