@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.config import LifecycleConfig, check_methods
+from flows.hooks import tell_failure
 from infra import datasets as ds
 from infra.project import Project
 from infra.references import DatasetRef, ModelRef, StageResult
@@ -28,40 +28,39 @@ from tasks.pretrain import pretrain
 from tasks.register import register
 from tasks.report import publish_report
 from tasks.stage import RunContext
+from tasks.tracked import tracked
 from tasks.unlearn import unlearn
 from tasks.validate import validate
 
+DEFAULTS = LifecycleConfig()
+PATIENCE = 6 * 3600.0  # seconds that a run waits for another one on the same dataset
 
-@flow(name="lifecycle", log_prints=False)
-def lifecycle(config: LifecycleConfig, refresh: tuple[str, ...] = (), command: str = "clearwell run") -> dict[str, Any]:
-    """Run the whole chain and return the summary that the report shows.
 
-    Parameters
-    ----------
-    config : LifecycleConfig
-        What to run on, and how each stage works.
-    refresh : tuple of str
-        Stages to compute even when the cache holds them; "all" means every stage.
-    command : str
-        What a user types to continue after a failure.
+@flow(name="lifecycle", log_prints=False, on_failure=[tell_failure], on_crashed=[tell_failure])
+def lifecycle(
+    config: LifecycleConfig = DEFAULTS,
+    refresh: tuple[str, ...] = (),
+    command: str = "clearwell run",
+) -> dict[str, Any]:
+    """Run the whole chain, from data nobody fully trusts to a registered model, and return the report's summary.
+
+    One run at a time works on a dataset; another one waits, and then takes from the cache what the first one made.
+
+    Args:
+        config: What to run on, and how each stage works.
+        refresh: Stages to compute even when the cache holds them; "all" means every stage.
+        command: What a user types to continue after a failure.
     """
     began = time.time()
     project = Project()
-    project.tidy()
-    parent = project.tracker.open("lifecycle", **_identity(config))
-    try:
+    values = config.model_dump(mode="json", by_alias=True)
+    with tracked("lifecycle", Path(config.data).name, values, refresh, command) as run:
         found = ingest(config.data)
-        check_methods(config, ds.infer_schema(project.versions.path(found.data)).kind)
-        project.tracker.dataset(parent, found.data, "input")
-        project.tracker.params(parent, config.model_dump(mode="json", by_alias=True))
-        results = _chain(found, config, RunContext(parent=parent, refresh=refresh, command=command))
-        summary = publish_report(found, results, parent, began)
-    except BaseException as error:
-        project.tracker.tags(parent, {"clearwell.error": str(error)[:4000]})
-        project.tracker.close(parent, "FAILED" if isinstance(error, Exception) else "KILLED")
-        raise
-    project.tracker.close(parent)
-    return summary
+        with project.ledger.turn(f"lifecycle:{found.data.name}", PATIENCE):
+            check_methods(config, ds.infer_schema(project.versions.path(found.data)).kind)
+            project.tracker.dataset(run.parent, found.data, "input")
+            results = _chain(found, config, run)
+            return publish_report(found, results, run.parent, began)
 
 
 def _chain(found: Ingested, config: LifecycleConfig, run: RunContext) -> list[StageResult]:
@@ -112,12 +111,3 @@ def _data(result: StageResult) -> DatasetRef:
 def _model(result: StageResult) -> ModelRef:
     assert result.model is not None
     return result.model
-
-
-def _identity(config: LifecycleConfig) -> dict[str, str]:
-    return {
-        "clearwell.flow": "lifecycle",
-        "clearwell.data": str(Path(config.data).name),
-        "clearwell.prefect_run": str(flow_run.get_id() or ""),
-        "clearwell.prefect_name": str(flow_run.get_name() or ""),
-    }

@@ -69,6 +69,7 @@ def compress(data: DatasetRef, model: ModelRef, config: CompressConfig, run: Run
             f"latency_ms_{name}": value
             for name, value in latencies({"before": before, "after": small}, example).items()
         }
+        desk.evidence["origin"] = model.model_dump()
         desk.evidence["skipped"] = {str(name): str(reason) for name, reason in method.skipped_.items()}
 
     return run_stage("compress", config, {"data": data, "model": model}, work, run)

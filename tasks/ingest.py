@@ -59,6 +59,11 @@ def ingest(data: str) -> Ingested:
     )
 
 
+def newest(name: str) -> DatasetRef | None:
+    """The newest version of a dataset, None if there is none."""
+    return next(iter(Project().versions.list(name)), None)
+
+
 def is_path(project: Project, data: str) -> bool:
     """Whether `data` means the user's own files and no dataset of the working copy."""
     return os.path.exists(data) and data not in names(project.root)  # Path.exists raises for a name that is too long

@@ -15,6 +15,7 @@ from infra.files import draft_folder
 from infra.model_registry import CANDIDATE, CHAMPION
 from infra.project import Project
 from infra.references import DatasetRef, ModelRef, StageResult
+from infra.registered import origin_tags
 from infra.scoring import save_scoring_model
 from tasks.compress import load_program
 from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
@@ -60,6 +61,7 @@ def register(
         key = f"{model.digest}:{data.version}"
         card = _model_card(name, data, model, stages, evaluation)
         tags = {"clearwell.data": str(data), "clearwell.data_version": data.version, "clearwell.model": model.digest}
+        tags |= origin_tags(_evidence(stages, "compress"), _evidence(stages, "adapt").get("split"))
         version = registry.register(name, run_id, key, card, tags, measured)
         verdicts = registry.judge(name, version)
         registry.promote(name, version, CANDIDATE, reason="registered")
@@ -95,6 +97,10 @@ def _exists(project: Project, result: StageResult) -> bool:
     except PromotionError:
         return False
     return True
+
+
+def _evidence(stages: list[StageResult], stage: str) -> dict[str, Any]:
+    return next((result.evidence for result in stages if result.stage == stage), {})
 
 
 def _measured(evaluation: StageResult) -> dict[str, dict[str, float]]:
