@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -232,8 +230,9 @@ def outsiders(method: LSAClassifier, outside: NDArray[np.bool_]) -> dict[str, fl
     }
 
 
-def run(name: str, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], float]:
+def run(task: tuple[str, int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], float]:
     """Rows of the four methods, rows beside cleanlab, and the oracle's AUC, for one setting and seed."""
+    name, seed = task
     torch.set_num_threads(1)
     setting = SETTINGS[name]
     data = noisy_fashion(setting, seed)
@@ -288,8 +287,7 @@ def collect(evidence: Evidence) -> None:
     """Measure detection and accuracy in a web-like (A) and a mixed setting (B)."""
     evidence.uses("Fashion-MNIST: 3000 training images, classes 0 2 3 4 6 known; their 5000 test images")
     tasks = [(name, seed) for name in SETTINGS for seed in evidence.seeds]
-    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
-        measured = list(pool.map(run, *zip(*tasks, strict=True)))
+    measured = evidence.map(run, tasks, at_once=min(2, os.cpu_count() or 1))
     rows = [row for part in measured for row in part[0]]
     peers = [row for part in measured for row in part[1]]
     oracles: dict[str, list[float]] = {name: [] for name in SETTINGS}
@@ -328,16 +326,16 @@ def judge(evidence: Evidence, rows: list[dict[str, Any]], oracles: dict[str, lis
         "A: accuracy, PLS-LSA minus CE+mixup",
         over(of("A", "PLS-LSA"), of("A", "CE+mixup")),
         at_least=-0.01,
-        note="short by less than 0.001: seeds 1 and 2 hold (-0.005, -0.007); at seed 0 the small-loss mixture flags 10 % "
-        "of the rows instead of 30 to 38 %, so the first linear separation learns from a trusted side still full of "
-        "intruders",
+        note="short by less than 0.001: seeds 1 and 2 hold (-0.005, -0.007); at seed 0 the small-loss mixture flags "
+        "10 % of the rows instead of 30 to 38 %, so the first linear separation learns from a trusted side still full "
+        "of intruders",
     )
     evidence.check(
         "B: accuracy, PLS minus CE+mixup",
         over(of("B", "PLS"), of("B", "CE+mixup")),
         at_least=0.01,
-        note="better at every seed, by 0.008 in the mean; at the posterior 0.95 a run of 49 epochs flags 9 to 11 % of the "
-        "rows where half are wrong, so most labels stay as given",
+        note="better at every seed, by 0.008 in the mean; at the posterior 0.95 a run of 49 epochs flags 9 to 11 % of "
+        "the rows where half are wrong, so most labels stay as given",
     )
     evidence.check(
         "B: accuracy, PLS-LSA with the guard minus CE+mixup",
@@ -345,8 +343,8 @@ def judge(evidence: Evidence, rows: list[dict[str, Any]], oracles: dict[str, lis
         at_least=0.0,
     )
     notes = {
-        "A": "40 % of the rows are intruders and have no right label, so every correction of theirs counts as wrong; among "
-        "rows of the known classes the gap is 0.03, 0.26 and 0.30 (column confidence_gap_known)"
+        "A": "40 % of the rows are intruders and have no right label, so every correction of theirs counts as wrong; "
+        "among rows of the known classes the gap is 0.03, 0.26 and 0.30 (column confidence_gap_known)"
     }
     for name in SETTINGS:
         evidence.check(
