@@ -63,3 +63,20 @@ def project(home, empty_tracking):
 
     shutil.copyfile(empty_tracking, home / ".clearwell" / "mlflow.db")
     return Project()
+
+
+@pytest.fixture(scope="session")
+def stack():
+    """The real servers, started once for all tests that ask for them. Whoever harms one waits until it is back."""
+    from tests.running_stack import running_stack
+
+    with running_stack(SETTINGS) as running:
+        yield running
+
+
+@pytest.fixture
+def on_stack(stack, tmp_path, monkeypatch):
+    """The stack's project is in force as long as the test runs."""
+    monkeypatch.chdir(tmp_path)
+    with stack.in_force():
+        yield stack

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -288,7 +289,6 @@ def _worker(current: Settings, credentials: Credentials) -> Part:
 
 def _worker_version(api: str, credentials: Credentials) -> str:
     import httpx
-    import prefect
 
     answer = httpx.post(
         f"{api}/work_pools/{POOL}/workers/filter", json={}, auth=(USER, credentials.prefect), timeout=10
@@ -296,4 +296,4 @@ def _worker_version(api: str, credentials: Credentials) -> str:
     answer.raise_for_status()
     if not any(worker["status"] == "ONLINE" for worker in answer.json()):
         raise OSError("no worker of the pool is online")
-    return prefect.__version__
+    return version("prefect")  # to import Prefect here would fix its settings before there is a server
