@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 unexpected error; 2 a setting, parameter or method name that can not be used;
 3 something is wrong with the data; 4 a stage failed; 5 a stored version, model or result is missing or damaged;
-6 a promotion was refused; 7 a server did not start or does not answer; 130 interrupted.
+6 a promotion was refused; 7 a server did not start or does not answer; 8 an erasure could not be finished or proven;
+130 interrupted.
 """
 
 app = typer.Typer(
@@ -27,8 +28,14 @@ data_app = typer.Typer(
     name="data", help="Bring data in, look at what is wrong with it, get versions back.", no_args_is_help=True
 )
 app.add_typer(data_app)
+ledger_app = typer.Typer(name="ledger", help="The audit trail: what happened to data and models.", no_args_is_help=True)
+app.add_typer(ledger_app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables for people.")]
+Where = Annotated[
+    str | None, typer.Option("--runner", help="Where mapped work runs: local, ray, or ray://HOST:PORT of a cluster.")
+]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes at once.")]
 
 
 @app.command(epilog=EXIT_CODES)
@@ -52,6 +59,8 @@ def run(
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Print every parameter with its value, and stop.")
     ] = False,
+    runner: Where = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Run the whole chain: validate, clean labels, pretrain, adapt, unlearn, compress, register.
@@ -59,7 +68,9 @@ def run(
     What finished before is taken from the cache; after a failure the same command continues.
     """
     from flows.commands.run import run_lifecycle
+    from infra.runner import use_runner
 
+    use_runner(runner, workers)
     run_lifecycle(data, config, override or [], seed, refresh or [], explain_cache, show_config, as_json)
 
 
@@ -81,12 +92,52 @@ def reproduce(
     keep: Annotated[
         bool, typer.Option("--keep/--no-keep", help="Write benchmarks/results/METHOD.json when the seeds are 0,1,2.")
     ] = True,
+    runner: Where = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Measure a method on real data against its bounds, with baselines. Takes minutes."""
     from flows.commands.reproduce import reproduce_method
+    from infra.runner import use_runner
 
+    use_runner(runner, workers)
     reproduce_method(method, seeds, keep, as_json)
+
+
+@app.command()
+def sweep(
+    stage: Annotated[str, typer.Argument(help="validate, label_noise or pretrain.")],
+    data: Annotated[list[str], typer.Argument(help="Datasets: names, NAME@VERSION, or paths.")],
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE,VALUE", help="Values to try of a field of the stage; may be repeated."),
+    ] = None,
+    runner: Where = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Run one stage on every dataset with every combination of values, a row each."""
+    from flows.commands.scale import run_sweep
+    from infra.runner import use_runner
+
+    use_runner(runner, workers)
+    run_sweep(stage, data, vary or [], as_json)
+
+
+@app.command()
+def embed(
+    data: Annotated[str, typer.Argument(help="A dataset's name, NAME@VERSION, or a path.")],
+    model: Annotated[str, typer.Option(help="NAME@ALIAS or NAME@VERSION; by default the dataset's champion.")] = "",
+    runner: Where = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Write what a model's network makes of every row as a dataset of its own, shard by shard."""
+    from flows.commands.scale import run_embed
+    from infra.runner import use_runner
+
+    use_runner(runner, workers)
+    run_embed(data, model, as_json)
 
 
 @app.command()
@@ -105,13 +156,28 @@ def promote(
     name: Annotated[str, typer.Argument(help="Registered model.")],
     version: Annotated[str | None, typer.Argument(help="Version; by default the candidate.")] = None,
     to: Annotated[str, typer.Option(help="Alias to give.")] = "champion",
-    reason: Annotated[str, typer.Option(help="Why; kept in the ledger.")] = "",
+    approve_by: Annotated[
+        str, typer.Option(metavar="WHO", help="The person who approves; needed where mlflow.yaml requires approval.")
+    ] = "",
+    reason: Annotated[str, typer.Option(help="Why; kept in the ledger. Needed with --approve-by.")] = "",
     as_json: Json = False,
 ) -> None:
     """Give a model version an alias. It becomes champion only if every gate of mlflow.yaml holds."""
     from flows.commands.registry import promote_version
 
-    promote_version(name, version, to, reason, as_json)
+    promote_version(name, version, to, reason, approve_by, as_json)
+
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(help="Registered model.")],
+    version: Annotated[str | None, typer.Argument(help="Version; by default the candidate.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say why a version may or may not become champion, verdict by verdict. Nothing is changed."""
+    from flows.commands.registry import explain_version
+
+    explain_version(name, version, as_json)
 
 
 @app.command()
@@ -132,6 +198,91 @@ def history(name: Annotated[str, typer.Argument(help="Registered model.")], as_j
     from flows.commands.registry import show_history
 
     show_history(name, as_json)
+
+
+@app.command()
+def forget(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of rows to forget.")] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option("--ids", metavar="FILE|ID", help="An id, or a file: one id a line, or Parquet or CSV with `id`."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Their dataset; by default every one that has them.")] = None,
+    reason: Annotated[str, typer.Option(help="Why; kept in ledger and certificate.")] = "",
+    with_copies: Annotated[
+        bool, typer.Option("--with-copies", help="Forget rows of the same bytes under other ids too.")
+    ] = False,
+    keep_copies: Annotated[bool, typer.Option("--keep-copies", help="Let such rows stay.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for consent.")] = False,
+    accept_no_champion: Annotated[
+        bool, typer.Option("--accept-no-champion", help="Go on when no model passes the gates; the alias falls away.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an erasure that was cut short.")] = False,
+    verify: Annotated[
+        Path | None, typer.Option(metavar="CERTIFICATE", help="Search again for what a certificate says is gone.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Forget rows: new data version, unlearnt or retrained models, every byte deleted, searched for, certified."""
+    from flows.commands import forget as command
+
+    if verify is not None:
+        command.verify_certificate(verify, as_json)
+    elif resume:
+        command.resume(accept_no_champion, as_json)
+    else:
+        copies: Any = "erase" if with_copies else "keep" if keep_copies else "ask"
+        given = [*(ids or ()), *(file or ())]
+        command.forget_rows(given, data, reason, copies, accept_no_champion, dry_run, yes, as_json)
+
+
+@app.command()
+def deploy() -> None:
+    """Register the flows of prefect.yaml with the Prefect server; `clearwell up` does it, too."""
+    from flows.commands.deploy import deploy_and_say
+
+    deploy_and_say()
+
+
+@app.command()
+def score(
+    data: Annotated[str, typer.Argument(help="A dataset's name, NAME@VERSION, or a path to your own data.")],
+    model: Annotated[
+        str, typer.Option(help="NAME@ALIAS or NAME@VERSION; by default the champion of the dataset.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Let a registered model answer for every row; rows it does not know are flagged."""
+    from flows.commands.score import score_data
+
+    score_data(data, model, as_json)
+
+
+@app.command()
+def drift(
+    where: Annotated[str, typer.Argument(help="Folder of the project, or prefix in the data bucket.")],
+    model: Annotated[str, typer.Option(help="NAME, NAME@ALIAS or NAME@VERSION.")] = "scans-classifier",
+    as_json: Json = False,
+) -> None:
+    """Compare what landed since the last look with what the champion was made for. Exit code 0, drift or not."""
+    from flows.commands.drift import look
+
+    look(where, model, as_json)
+
+
+@app.command(epilog=EXIT_CODES)
+def serve(
+    model: Annotated[
+        str, typer.Argument(metavar="NAME@ALIAS", help="Registered model; the alias is champion if left out.")
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 5001,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks at who holds the alias.")] = 2.0,
+) -> None:
+    """Answer predictions as MLflow's scoring server does; a new champion takes over without a dropped request."""
+    from flows.commands.serve import serve_model
+
+    serve_model(model, port, every)
 
 
 @app.command()
@@ -251,6 +402,31 @@ def data_restore(
     from flows.commands.data import restore_data
 
     restore_data(version, to)
+
+
+@ledger_app.command("verify", epilog=EXIT_CODES)
+def ledger_verify(
+    expect: Annotated[
+        str | None, typer.Option(metavar="HEAD", help="A head noted earlier: its entry must still be there.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check that no entry was changed or removed. Exits with 5 if one was."""
+    from flows.commands.registry import verify_ledger
+
+    verify_ledger(expect, as_json)
+
+
+@ledger_app.command("show")
+def ledger_show(
+    kind: Annotated[str | None, typer.Option(help="Entries of one kind: data, promoted, alias-drift, ...")] = None,
+    last: Annotated[int, typer.Option(min=1, help="How many, counted from the end.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """List the latest entries."""
+    from flows.commands.registry import show_ledger
+
+    show_ledger(kind, last, as_json)
 
 
 def main() -> None:

@@ -112,7 +112,7 @@ def announce(where: str, batch: Batch, model: Registered, found: StageResult) ->
     heard = told["drifted"] and emit(project.settings, DRIFT, f"model.{model.name}", told)
     project.ledger.append("drift", **told, heard=heard)
     Place(project, where).note(batch.files, batch=str(batch.data), drifted=told["drifted"])
-    return {**told, "event": DRIFT if heard else ""}
+    return {**told, "bounds": found.evidence["bounds"], "event": DRIFT if heard else ""}
 
 
 def _sample(desk: Desk, model: Registered, folder: Any, splits: list[str], config: DriftConfig) -> Any:

@@ -79,6 +79,8 @@ def log_probabilities(
 ) -> NDArray[np.float32]:
     """Log-probabilities (n, classes) by the exported program, `batch_rows` at a time.
 
+    A row that can not be read, or of which the program makes no number, gets the same probability for every class.
+
     Raises
     ------
     DatasetFormatError
@@ -93,12 +95,33 @@ def log_probabilities(
             f"The rows are {schema.kind} shaped {tuple(example_input(schema).shape[1:])}, which {model} does not take: "
             f"it was made from {model.data}. ({str(error).splitlines()[0]})"
         ) from error
-    found = [np.empty((0, classes), dtype=np.float32)]
+    found = np.full((len(rows), classes), -np.log(classes), dtype=np.float32)
     with torch.inference_mode():
         for start in range(0, len(rows), batch_rows):
             part = rows.select(range(start, min(start + batch_rows, len(rows))))
-            found.append(program(torch.from_numpy(ds.inputs(part, schema))).log_softmax(1).numpy())
-    return np.concatenate(found)
+            readable, X = _inputs(part, schema)
+            answers = program(torch.from_numpy(X)).log_softmax(1).numpy() if len(X) else found[:0]
+            whole = np.isfinite(answers).all(axis=1)
+            found[start + readable[whole]] = answers[whole]
+    return found
+
+
+def _inputs(part: Dataset, schema: ds.Schema) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Numbers of the rows that can be read, and what the model takes of them."""
+    try:
+        return np.arange(len(part)), ds.inputs(part, schema)
+    except DatasetFormatError:
+        alone = [part.select([row]) for row in range(len(part))]
+        readable = [row for row, cell in enumerate(alone) if _is_readable(cell, schema)]
+        return np.asarray(readable, dtype=np.int64), ds.inputs(part.select(readable), schema)
+
+
+def _is_readable(row: Dataset, schema: ds.Schema) -> bool:
+    try:
+        ds.inputs(row, schema)
+    except DatasetFormatError:
+        return False
+    return True
 
 
 def class_names(project: Project, model: Registered) -> tuple[str, ...]:
