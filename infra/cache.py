@@ -8,7 +8,7 @@ A record appears in one step when its stage has finished. It counts only while t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,18 @@ class StageCache:
         if not folder.exists():
             raise StoreError(f"The record of stage {result.stage!r} is gone from {folder}. Run the flow again.")
         return folder
+
+    def records(self) -> Iterator[tuple[Path, StageResult, dict[str, str]]]:
+        """Every readable record: its folder, the result, and the digest of every input by name."""
+        for file in sorted(self.folder.glob("*/*/result.json")):
+            if file.parent.parent.name == ".drafts":
+                continue
+            try:
+                result = StageResult.model_validate_json(file.read_text())
+                inputs = json.loads((file.parent / "key.json").read_text())["inputs"]
+            except (ValueError, OSError, KeyError):
+                continue
+            yield file.parent, result, inputs
 
     def clear_drafts(self) -> int:
         """Remove what killed processes left half-written."""

@@ -9,6 +9,7 @@ and its working copy are only ever read.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import re
@@ -113,6 +114,7 @@ class DataVersions:
         """
         found = [ref for ref in self.list(name) if version in ("", ref.version) or _abbreviates(version, ref)]
         if len({ref.version for ref in found}) != 1:
+            self._require_unburied(name, version)
             known = ", ".join(str(ref) for ref in self.list(name)[:5]) or "none yet"
             what = "is no version" if not found else f"are {len(found)} versions"
             raise DatasetNotFoundError(
@@ -149,6 +151,27 @@ class DataVersions:
                     (aside / "changed").rename(folder)
                     raise
         return self._present(ref)
+
+    def source(self, ref: DatasetRef) -> str:
+        """What the version was made from, as it was said when it was added."""
+        pin = self._read_pin(self.root / ref.uri)
+        return str(pin["meta"].get("source", "")) if pin else ""
+
+    def bury(self, ref: DatasetRef, why: str) -> None:
+        """Note that a version is gone for good, for those who ask for it later."""
+        stone = {"name": ref.name, "version": ref.version, "why": why}
+        write_text(self.folder / ref.name / f"{Path(ref.uri).name}.gone.json", json.dumps(stone))
+
+    def _require_unburied(self, name: str, version: str) -> None:
+        for file in self.folder.glob(f"{glob.escape(name)}/*.gone.json"):
+            stone = json.loads(file.read_text())
+            if len(version) >= 4 and (stone["version"].startswith(version) or file.name.startswith(version)):
+                raise DatasetNotFoundError(
+                    f"{name}@{version[:12]} can no longer be rebuilt: {stone['why']}. "
+                    "See what there is with `clearwell data list`.",
+                    name=name,
+                    version=version,
+                )
 
     def pin(self, ref: DatasetRef) -> Path:
         """The version's ``.dvc`` file."""
