@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -173,10 +174,18 @@ def _read_file(path: Path, home: Path) -> pd.DataFrame:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """A CSV file, in which `None` and `null` can be words of a text, an id or the name of a class."""
-    missing = {column: MISSING_NUMBERS for column in pd.read_csv(path, nrows=0).columns}
+    header = pd.read_csv(path, nrows=1, header=None, dtype="string").iloc[0].tolist()
+    twice = (
+        sorted({str(column) for column in header if header.count(column) > 1}) if len(set(header)) < len(header) else []
+    )
+    if twice:
+        raise ValueError(f"its header names {', '.join(twice[:5])} twice")
+    missing = {column: MISSING_NUMBERS for column in header}
     missing |= {column: [""] for column in ds.RESERVED if column in missing}
     missing |= {"label": ["", "NA", "NaN", "nan"]} if "label" in missing else {}
-    return pd.read_csv(path, dtype={"id": "string"}, keep_default_na=False, na_values=missing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would be cut
+        return pd.read_csv(path, dtype={"id": "string"}, keep_default_na=False, na_values=missing, index_col=False)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
