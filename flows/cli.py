@@ -357,10 +357,20 @@ def rotate_credentials() -> None:
 
 @data_app.command("pull")
 def data_pull() -> None:
-    """Fetch the data version that data.dvc names."""
+    """Fetch the data version that data.dvc names and, while the stack is up, the versions in its object store."""
     from flows.commands.data import pull_data
 
     pull_data()
+
+
+@data_app.command("push")
+def data_push(
+    data: Annotated[str | None, typer.Argument(help="Dataset, or NAME@VERSION; by default all versions.")] = None,
+) -> None:
+    """Send dataset versions to the stack's object store."""
+    from flows.commands.data import push_data
+
+    push_data(data)
 
 
 @data_app.command("import")

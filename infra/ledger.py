@@ -116,6 +116,12 @@ class Ledger(Leases):
             last = rows.mappings().first()
         return (int(last["number"]), str(last["hash"])) if last else (0, GENESIS)
 
+    def holds(self, digest: str) -> bool:
+        """Whether an entry has this hash."""
+        with self.engine.connect() as connection:
+            query = sa.select(_ENTRIES.c.number).where(_ENTRIES.c.hash == digest)
+            return connection.execute(query).first() is not None
+
     def broken_at(self) -> int | None:
         """Number of the first entry that does not fit the chain, None when all do."""
         found = self.first_break()

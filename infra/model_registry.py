@@ -136,6 +136,22 @@ class ModelRegistry:
         """The version that holds `alias`, None if nobody does."""
         return self.moves.holders(name).get(alias)
 
+    def candidate(self, name: str) -> str:
+        """The version that holds the alias ``candidate``.
+
+        Raises
+        ------
+        PromotionError
+            If there is no such model, or nobody holds it.
+        """
+        self.require_model(name)
+        found = self.holder(name, CANDIDATE)
+        if found is None:
+            raise PromotionError(
+                f"The model {name!r} has no candidate. Name a version: `clearwell promote {name} VERSION`.", model=name
+            )
+        return found
+
     def judge(self, name: str, version: str) -> tuple[Verdict, ...]:
         """Hold a version against every gate of the settings and file the verdicts in the ledger."""
         champion = self.holder(name, CHAMPION)

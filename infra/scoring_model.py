@@ -11,6 +11,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
 
 from infra.program import open_program
@@ -25,6 +26,8 @@ class ExportedClassifier(PythonModel):
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Class probabilities (n, classes) of a float32 batch."""
+        if not np.isfinite(model_input).all():
+            raise MlflowException.invalid_parameter_value("The input holds values that are not finite.")
         with torch.inference_mode():
             return self.program(torch.from_numpy(np.ascontiguousarray(model_input))).softmax(1).numpy()
 

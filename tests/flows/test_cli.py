@@ -1,7 +1,6 @@
 """The command line: fast help, tables and JSON, messages instead of tracebacks, documented exit codes."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,28 +13,6 @@ from flows import cli
 from infra import errors
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def clearwell(home, monkeypatch, capsys):
-    """Run a command as a user does; returns exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["clearwell", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        printed = capsys.readouterr()
-        return end.value.code or 0, printed.out, printed.err
-
-    monkeypatch.setenv("COLUMNS", "160")
-    return run
-
-
-@pytest.fixture
-def tracked(clearwell, home, empty_tracking):
-    """The command line of a project whose MLflow database is there already."""
-    shutil.copyfile(empty_tracking, home / ".clearwell" / "mlflow.db")
-    return clearwell
 
 
 @pytest.fixture
@@ -67,7 +44,8 @@ def test_help_imports_no_product():
 
 
 def test_every_command_has_help(clearwell):
-    for command in ("run", "methods", "reproduce", "report", "promote", "rollback", "history", "doctor", "data pull",
+    for command in ("run", "methods", "reproduce", "report", "promote", "explain", "rollback", "history", "serve",
+                    "ledger verify", "ledger show", "doctor", "data pull",
                     "data import", "data check", "data list", "data restore"):  # fmt: skip
         code, out, _ = clearwell(*command.split(), "--help")
         assert code == 0
@@ -220,52 +198,6 @@ def test_name_that_is_no_name_is_refused(clearwell, flowers):
     code, _, err = clearwell("data", "import", flowers, "--name", "../../outside")
     assert code == 2
     assert "can not name a dataset" in err
-
-
-def test_promotion_of_what_is_not_there(tracked):
-    for command in ("promote", "rollback", "history"):
-        code, _, err = tracked(command, "scans-classifier")
-        assert code == 6
-        assert "There is no registered model 'scans-classifier'. Registered models: none." in err
-
-
-def test_promotion_by_hand_and_back(tracked, home):
-    from infra.project import Project
-
-    project = Project()
-    run = project.tracker.open("lifecycle")
-    versions = []
-    for key, accuracy in (("a", 0.95), ("b", 0.5), ("c", 0.96)):
-        measured = {"test": {"source_accuracy": accuracy}, "model": {"size_bytes": 800.0}}
-        versions.append(project.registry.register("m", run, key, "card", {}, measured))
-        project.registry.judge("m", versions[-1])
-
-    code, _, err = tracked("promote", "m")
-    assert code == 6
-    assert "has no candidate. Name a version: `clearwell promote m VERSION`" in err
-    code, _, err = tracked("promote", "m", "2")
-    assert code == 6
-    assert "source_accuracy on test: 0.5 (bound >= 0.9) fails" in err
-    assert tracked("promote", "m", "9")[0] == 6
-
-    code, out, _ = tracked("promote", "m", "1", "--reason", "measured [by hand]")
-    assert code == 0
-    assert "m version 1 is now champion" in out
-    tracked("promote", "m", "3", "--to", "candidate")
-    code, out, _ = tracked("promote", "m", "--json")  # the candidate
-    assert json.loads(out)["version"] == "3"
-    code, out, _ = tracked("rollback", "m", "--reason", "[/] worse")
-    assert code == 0
-    assert "m version 1 is champion again" in out
-
-    code, out, _ = tracked("history", "m")
-    assert code == 0
-    assert "measured [by hand]" in out
-    assert "[/] worse" in out
-    assert "chain is whole" in out
-    story = json.loads(tracked("history", "m", "--json")[1])
-    assert story["ledger_broken_at"] is None
-    assert [v["aliases"] for v in story["versions"]] == [["candidate", "previous"], [], ["champion"]]
 
 
 def test_doctor_finds_a_sound_project_sound(clearwell):
