@@ -50,14 +50,21 @@ class RunningStack:
 
     def clearwell(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a command as a person would."""
+        return self._run(["-m", "flows.cli", *arguments], variables)
+
+    def python(self, program: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a program in the project."""
+        return self._run(["-c", program], variables)
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        """What a person's shell would have."""
         kept = {n: v for n, v in os.environ.items() if not n.startswith(("CLEARWELL_", "PREFECT_", "MLFLOW_", "AWS_"))}
-        return subprocess.run(
-            [sys.executable, "-m", "flows.cli", *arguments],
-            cwd=self.root,
-            env={**kept, "CLEARWELL_ROOT": str(self.root), "PYTHONPATH": str(Path(__file__).parents[1]), **variables},
-            capture_output=True,
-            text=True,
-        )
+        return {**kept, "CLEARWELL_ROOT": str(self.root), "PYTHONPATH": str(Path(__file__).parents[1]), **variables}
+
+    def _run(self, arguments: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *arguments]
+        environment = self.environment(**variables)
+        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
 
 
 def make_project(yaml: str) -> Path:

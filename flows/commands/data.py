@@ -10,13 +10,38 @@ from infra.settings import settings
 
 
 def pull_data() -> None:
-    """Fetch what data.dvc names."""
+    """Fetch what data.dvc names, and from the object store the versions that are not here."""
     root = settings().root
     from flows.commands.console import out
-    from infra.working_copy import pull
+    from infra.working_copy import PIN, pull
 
-    fetched = pull(root)
-    out.print(f"data.dvc is checked out ({fetched} files fetched).")
+    project = Project()
+    if (root / PIN).exists() or project.object_store is None:
+        out.print(f"data.dvc is checked out ({pull(root)} files fetched).")
+    if project.object_store is not None:
+        from infra.data_remote import DataRemote
+
+        found = DataRemote(project.versions, project.object_store).pull()
+        out.print(f"{len(found)} dataset versions fetched from {project.object_store.settings.endpoint}.")
+
+
+def push_data(data: str | None) -> None:
+    """Send versions to the object store."""
+    settings()
+    from flows.commands.console import out
+    from infra.data_remote import DataRemote
+    from infra.errors import ServerError
+
+    project = Project()
+    if project.object_store is None:
+        raise ServerError("There is no object store to push to. Start one with `clearwell up`.")
+    name, _, version = (data or "").partition("@")
+    versions = project.versions
+    refs = [versions.resolve(name, version)] if version else versions.list(name or "*")
+    if name and not refs:
+        versions.resolve(name, version)  # says what there is instead
+    sent = DataRemote(versions, project.object_store).push(refs) if refs else 0
+    out.print(f"{len(refs)} dataset versions are in {project.object_store.settings.endpoint} ({sent} objects sent).")
 
 
 def import_data(path: Path, name: str | None, as_json: bool) -> None:
