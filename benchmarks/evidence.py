@@ -13,14 +13,18 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from infra.runner import runner
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -54,6 +58,12 @@ class Evidence:
         self.missing: list[dict[str, str]] = []
         self.data: list[str] = []
         self.started = time.perf_counter()
+
+    def map(
+        self, function: Callable[[Item], Result], items: Iterable[Item] | None = None, at_once: int = 1
+    ) -> list[Result]:
+        """``function`` of each item, or of each seed, by the runner of the settings; `at_once` is the least locally."""
+        return runner().map(function, self.seeds if items is None else items, at_once)  # type: ignore[arg-type]
 
     def uses(self, *descriptions: str) -> None:
         """Name the real data behind the figures."""

@@ -13,7 +13,7 @@ import io
 import logging
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -116,6 +116,8 @@ class Split:
     folder : Path
         Of the version.
     name : str
+    shard : int, optional
+        Number of one shard, to read no other.
 
     Raises
     ------
@@ -123,9 +125,10 @@ class Split:
         If the split is not there or its shards can not be read.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, shard: int | None = None) -> None:
         self.folder, self.name = folder, name
-        self.shards = sorted((folder / name).glob("*.parquet"))
+        found = sorted((folder / name).glob("*.parquet"))
+        self.shards = found if shard is None else found[shard : shard + 1]
         if not self.shards:
             raise DatasetFormatError(
                 f"The dataset has no split {name!r}; it has {', '.join(splits_of(folder)) or 'none'}.", split=name
@@ -192,7 +195,7 @@ class Split:
                     start = stop
         back = np.empty(len(wanted), dtype=np.int64)
         back[order] = np.arange(len(wanted))
-        return _dataset(pa.concat_tables(found).take(pa.array(back)), features)
+        return as_dataset(pa.concat_tables(found).take(pa.array(back)), features)
 
     def write(self, folder: Path, keep: NDArray[np.bool_]) -> int:
         """Write the rows where `keep` is true to the split of the same name below `folder`; returns how many."""
@@ -206,7 +209,7 @@ class Split:
             table = pa.concat_tables(held) if held else self.features.arrow_schema.empty_table()
             while len(table) >= SHARD_ROWS or table.nbytes > SHARD_BYTES or (whole and (len(table) or not number)):
                 shard = table.slice(0, SHARD_ROWS)
-                _dataset(shard, self.features).to_parquet(str(target / f"part-{number:05d}.parquet"))
+                as_dataset(shard, self.features).to_parquet(str(target / f"part-{number:05d}.parquet"))
                 table, number = table.slice(SHARD_ROWS), number + 1
             held = [table] if len(table) else []
 
@@ -220,13 +223,26 @@ class Split:
         return int(keep.sum())
 
 
-def _dataset(table: pa.Table, features: Features) -> Dataset:
-    return Dataset(table, info=datasets.DatasetInfo(features=features))
+def as_dataset(table: pa.Table, features: Features) -> Dataset:
+    """A table in memory as a dataset with those of the features that it has."""
+    own = Features({name: features[name] for name in table.column_names})
+    return Dataset(table, info=datasets.DatasetInfo(features=own))
+
+
+def features_with(features: Features, kept: Sequence[str], added: Mapping[str, str]) -> Features:
+    """Some of the features, and further columns of the types named."""
+    return Features({name: features[name] for name in kept} | {name: Value(kind) for name, kind in added.items()})
+
+
+def decoded_bytes(schema: Schema) -> int:
+    """Of one image as the largest of what is made of it: floats, three times over. 0 for other rows."""
+    height, width = schema.image_size or (0, 0)
+    return height * width * schema.channels * 12
 
 
 def _unreadable(split: str, folder: Path, error: Exception) -> DatasetFormatError:
     return DatasetFormatError(
-        f"The shards of {split!r} in {folder} can not be read: {str(error.__cause__ or error).rstrip('.')}. "
+        f"The shards of {split!r} in {folder} can not be read: {str(error.__cause__ or error).strip().rstrip('.')}. "
         "If they were whole once, bring them back with `clearwell data restore` or `clearwell data pull`.",
         split=split,
     )
@@ -268,7 +284,7 @@ def rows_of(shard: Path) -> int:
         return int(pq.read_metadata(shard).num_rows)
     except (OSError, pa.ArrowException) as error:
         raise DatasetFormatError(
-            f"The shard {shard} can not be read: {str(error).rstrip('.')}. If it was whole once, bring it back with "
+            f"The shard {shard} can not be read: {str(error).strip().rstrip('.')}. If it was whole once, bring it back with "
             "`clearwell data pull`.",
             shard=shard,
         ) from error

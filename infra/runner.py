@@ -87,6 +87,7 @@ class Runner:
         if ray.is_initialized():
             return ray
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        options["runtime_env"] = {"env_vars": {"CLEARWELL_RUNNER__ADDRESS": LOCAL}}  # a worker does not divide again
         if self.address == RAY:
             options |= {"address": "local", "num_cpus": self.wanted, "include_dashboard": False}
         else:
@@ -122,6 +123,23 @@ class Runner:
         with self.parallel():
             jobs = Parallel(n_jobs=count, batch_size=1, **({"max_nbytes": None} if self.is_local else {}))
             return list(jobs(delayed(function)(item) for item in given))
+
+    def map_shards(self, function: Callable[[Item], int], items: Iterable[Item]) -> list[int]:
+        """As :meth:`map`, on Ray through Ray Data: each worker takes the next shard as it comes free."""
+        given = list(items)
+        if self.is_local or not given:
+            return self.map(function, given)
+        _ = self.ray
+        import ray.data
+
+        def one(row: dict[str, Any]) -> dict[str, int]:
+            return {"number": row["id"], "found": function(given[int(row["id"])])}
+
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        numbers = ray.data.range(len(given), override_num_blocks=len(given))
+        rows = numbers.map(one, concurrency=min(self.workers, len(given))).take_all()
+        found = {int(row["number"]): int(row["found"]) for row in rows}
+        return [found[number] for number in range(len(given))]
 
     @contextmanager
     def parallel(self) -> Iterator[int | None]:
@@ -226,6 +244,30 @@ def _use_loopback(state: Path) -> None:
 @cache
 def _runner(address: str, workers: int | None, state: Path) -> Runner:
     return Runner(address, workers, state)
+
+
+def use_runner(address: str | None, workers: int | None = None) -> None:
+    """Choose for this process and those it starts, before anything else is read from the settings."""
+    chosen = {"ADDRESS": address, "WORKERS": None if workers is None else str(workers)}
+    for name, value in chosen.items():
+        if value is not None:
+            os.environ[f"CLEARWELL_RUNNER__{name}"] = value
+    settings.cache_clear()
+    _ = runner()  # says at once what is wrong with it
+
+
+def task_runner() -> Any:
+    """What Prefect submits a flow's tasks to: this process, several, or Ray."""
+    chosen = runner()
+    if not chosen.is_local:
+        from prefect_ray import RayTaskRunner
+
+        _ = chosen.ray
+        return RayTaskRunner()
+    from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
+
+    # Methods seed the generators of their process, so that two stages never share one.
+    return ThreadPoolTaskRunner(max_workers=1) if chosen.workers == 1 else ProcessPoolTaskRunner(chosen.workers)
 
 
 def runner(current: Settings | None = None) -> Runner:

@@ -47,7 +47,7 @@ def gather(split: ds.Split, schema: ds.Schema, near_duplicates: bool = False) ->
     kept = [name for name in ("id", "label", "domain") if name in split.column_names]
     signatures = _signatures(len(split), schema) if near_duplicates and schema.kind == "image" else None
     facts, contents, start = [], [], 0
-    for part in split.parts([*kept, *columns], row_bytes=_decoded_bytes(schema)):
+    for part in split.parts([*kept, *columns], row_bytes=ds.decoded_bytes(schema)):
         if schema.kind == "image":
             extra, content = _of_images(part["image"].to_pylist(), start, schema, signatures)
         else:
@@ -65,12 +65,6 @@ def gather(split: ds.Split, schema: ds.Schema, near_duplicates: bool = False) ->
         contents = [pd.DataFrame(columns=["content"] if schema.kind == "image" else columns)]
     rows = pd.concat(facts, ignore_index=True).assign(row=np.arange(start))
     return RowFacts(rows, pd.concat(contents, ignore_index=True), signatures)
-
-
-def _decoded_bytes(schema: ds.Schema) -> int:
-    """Of one image as the largest of what is made of it: floats, three times over."""
-    height, width = schema.image_size or (0, 0)
-    return height * width * schema.channels * 12
 
 
 def _signatures(n: int, schema: ds.Schema) -> Signatures:

@@ -221,8 +221,9 @@ def _score_separability(
         return
     if len(rows) > SCORED_ROWS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, SCORED_ROWS, replace=False))
+    few = 2 * ds.BATCH_BYTES // max(ds.decoded_bytes(schema), 1) + 1  # images in memory at a time
     parts = [
-        _reduced(ds.inputs(splits[split].take(part), schema)) for part in np.array_split(rows, len(rows) // 2000 + 1)
+        _reduced(ds.inputs(splits[split].take(rows[start : start + few]), schema)) for start in range(0, len(rows), few)
     ]
     X = np.concatenate(parts).reshape(len(rows), -1)
     score = PersistenceSeparability(random_state=seed, drop_duplicates=True).fit(X.astype(np.float64))

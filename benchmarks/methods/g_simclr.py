@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ def collect(evidence: Evidence) -> None:
         "Fashion-MNIST: 8,000 training images for batch purity; 4,000 without labels, 1,000 labels, 2,000 test images"
     )
     data = fashion_mnist()
-    met = {seed: purity(data, seed) for seed in evidence.seeds}
+    met = dict(zip(evidence.seeds, evidence.map(partial(purity, data)), strict=True))
     evidence.table(
         "who meets in a batch",
         [
@@ -108,7 +109,7 @@ def collect(evidence: Evidence) -> None:
         ],
     )
     judge_batches(evidence, list(met.values()))
-    scores = {seed: probes(data, seed) for seed in evidence.seeds}
+    scores = dict(zip(evidence.seeds, evidence.map(partial(probes, data)), strict=True))
     evidence.table(
         "accuracy of a logistic regression with 1,000 labels on P3",
         [{"seed": seed, **{name: round(value, 4) for name, value in row.items()}} for seed, row in scores.items()],

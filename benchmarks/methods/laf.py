@@ -176,10 +176,10 @@ def judge_noisy_labels(seed: int) -> Figures:
 def collect(evidence: Evidence) -> None:
     """Both scenarios at every seed; shares are given in percent."""
     evidence.uses(f"MNIST averaged to 14x14: {N_TRAIN:,} training and {N_TEST:,} test images drawn by the seed")
-    removal = [judge_class_removal(seed) for seed in evidence.seeds]
+    removal = evidence.map(judge_class_removal)
     _check_class_removal(evidence, removal)
     _tables(evidence, "class 0 removed", removal)
-    noise = [judge_noisy_labels(seed) for seed in evidence.seeds]
+    noise = evidence.map(judge_noisy_labels)
     _check_noisy_labels(evidence, noise)
     _tables(evidence, "mislabelled samples removed", noise)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -95,7 +96,7 @@ def collect(evidence: Evidence) -> None:
     """Measure at every seed and judge."""
     evidence.uses("Fashion-MNIST: 4,000 training images without labels, 500 labels, 2,000 test images")
     data = fashion_mnist()
-    found = {seed: measure(data, seed) for seed in evidence.seeds}
+    found = dict(zip(evidence.seeds, evidence.map(partial(measure, data)), strict=True))
     runs = list(found.values())
     evidence.table(
         "accuracy of a logistic regression with 500 labels, maps pooled to 4x4",

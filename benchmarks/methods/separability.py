@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -253,10 +254,10 @@ def collect_plane(evidence: Evidence) -> None:
 def collect(evidence: Evidence) -> None:
     """Measure the score against held-out accuracy, on texts, and on Gaussians whose separation is known."""
     evidence.uses("UCI handwritten digits (scikit-learn), 300 training and 800 held-out rows, standardised")
-    runs = [digits_run(seed) for seed in evidence.seeds]
+    runs = evidence.map(digits_run)
     figures = [run[0] for run in runs]
     evidence.table("digits: each seed", figures)
-    raw = [digits_run(seed, standardise=False)[0] for seed in evidence.seeds]
+    raw = [found[0] for found in evidence.map(partial(digits_run, standardise=False))]
     evidence.table("digits: raw pixels in place of standardised ones", raw)
     evidence.table("digits: course of training", [row for run in runs for row in run[1]])
     spearman = [row["spearman"] for row in figures]

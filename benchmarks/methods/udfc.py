@@ -271,7 +271,7 @@ def collect(evidence: Evidence) -> None:
         "UCI handwritten digits (1,797 images, 8x8), 70/30",
         f"Fashion-MNIST, {FASHION_TRAIN:,} training images and {FASHION_TEST:,} test images",
     )
-    by_seed = [trained_networks(seed) for seed in evidence.seeds]
+    by_seed = evidence.map(trained_networks)
     on_digits = [networks["digits CNN"] for networks in by_seed]
     before = [accuracy(network, data) for network, data in on_digits]
     judge_pruning(evidence, on_digits, before)
