@@ -193,6 +193,7 @@ def _prefect(current: Settings, credentials: Credentials, folder: Path) -> Part:
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": base,
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+            "PREFECT_UI_API_URL": f"{base}/api",  # the pages ask it from the browser
             "PREFECT_UI_STATIC_DIRECTORY": str(folder / "prefect-pages"),
             "PREFECT_CLI_PROMPT": "false",
         },
