@@ -59,19 +59,23 @@ def run(
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Print every parameter with its value, and stop.")
     ] = False,
+    here: Annotated[
+        bool, typer.Option("--here", help="Run in this process though the stack is up; it keeps track all the same.")
+    ] = False,
     runner: Where = None,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Run the whole chain: validate, clean labels, pretrain, adapt, unlearn, compress, register.
 
-    What finished before is taken from the cache; after a failure the same command continues.
+    While the stack is up, its worker runs it, and this command follows. What finished before is taken from the cache;
+    after a failure the same command continues.
     """
     from flows.commands.run import run_lifecycle
     from infra.runner import use_runner
 
     use_runner(runner, workers)
-    run_lifecycle(data, config, override or [], seed, refresh or [], explain_cache, show_config, as_json)
+    run_lifecycle(data, config, override or [], seed, refresh or [], explain_cache, show_config, here, as_json)
 
 
 @app.command()
@@ -329,6 +333,14 @@ def logs(
     from flows.commands.stack import show_logs
 
     show_logs(part, lines, follow)
+
+
+@app.command()
+def env() -> None:
+    """Print what a shell needs to use prefect, mlflow and boto3 with the stack: eval "$(clearwell env)"."""
+    from flows.commands.stack import show_environment
+
+    show_environment()
 
 
 @app.command()

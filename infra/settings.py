@@ -238,15 +238,21 @@ _written: dict[str, str] = {}  # what clearwell put into the environment; anythi
 
 def prepare_environment(current: Settings) -> None:
     """Point every product at the project and turn its telemetry off. Called before any of them is imported."""
-    wanted = _quiet(current) | _servers(current) | _store(current)
-    if current.object_store and current.orchestration.api:
-        wanted["PREFECT_DEFAULT_RESULT_STORAGE_BLOCK"] = RESULT_STORAGE
+    wanted = environment(current)
     for name in _written.keys() - wanted.keys():  # a stack that is down by now
         if os.environ.get(name) == _written.pop(name):
             del os.environ[name]
     for name, value in wanted.items():
         if os.environ.get(name) in (None, _written.get(name)):
             os.environ[name] = _written[name] = value
+
+
+def environment(current: Settings) -> dict[str, str]:
+    """Variables by which every product finds its server, and the door to it."""
+    wanted = _quiet(current) | _servers(current) | _store(current)
+    if current.object_store and current.orchestration.api:
+        wanted["PREFECT_DEFAULT_RESULT_STORAGE_BLOCK"] = RESULT_STORAGE
+    return wanted
 
 
 def _quiet(current: Settings) -> dict[str, str]:

@@ -39,7 +39,8 @@ def tracked(
     try:
         yield RunContext(parent=run, refresh=refresh, command=continued)
     except BaseException as error:
-        project.tracker.tags(run, {"clearwell.error": str(error)[:4000]})
+        code = str(getattr(error, "exit_code", 1))
+        project.tracker.tags(run, {"clearwell.error": str(error)[:4000], "clearwell.exit_code": code})
         project.tracker.close(run, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     project.tracker.close(run)

@@ -74,6 +74,14 @@ def stack():
         yield running
 
 
+@pytest.fixture(scope="session")
+def deployed(stack):
+    """The same servers, told of the flows."""
+    done = stack.clearwell("up")
+    assert done.returncode == 0, done.stderr
+    return stack
+
+
 @pytest.fixture
 def on_stack(stack, tmp_path, monkeypatch):
     """The stack's project is in force as long as the test runs."""

@@ -96,7 +96,7 @@ def running_stack(yaml: str) -> Iterator[RunningStack]:
     """A stack that is up as long as the block runs."""
     running = RunningStack(make_project(yaml))
     try:
-        done = running.clearwell("up")
+        done = running.clearwell("up", "--no-deployments")
         if done.returncode != 0:
             raise RuntimeError(f"clearwell up: {done.stderr[-4000:]}")
         yield running

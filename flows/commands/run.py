@@ -8,10 +8,16 @@ import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from infra.embedded_server import embedded_server
+from infra.embedded_server import EmbeddedServer, embedded_server
 from infra.settings import settings
+
+if TYPE_CHECKING:
+    from flows.config import LifecycleConfig
+
+
+DEPLOYMENT = "lifecycle/lifecycle"
 
 
 def run_lifecycle(
@@ -22,16 +28,18 @@ def run_lifecycle(
     refresh: list[str],
     explain_cache: bool,
     show_config: bool,
+    here: bool,
     as_json: bool,
 ) -> None:
-    """Check the parameters, run the flow, print what came of it."""
-    settings()  # before any product is imported: it points them at this project
+    """Check the parameters, run the flow here or by the stack's worker, print what came of it."""
+    current = settings()  # before any product is imported: it points them at this project
     gc.disable()  # a million objects are imported that live to the end: looking through them again takes seconds
     atexit.register(gc.freeze)
-    with nullcontext() if show_config else embedded_server() as server:  # it starts while the rest is being imported
-        from flows.commands.console import print_json, stage_progress
+    submitting = bool(current.orchestration.api) and not here
+    quick = show_config or submitting
+    with nullcontext() if quick else embedded_server() as server:  # it starts while the rest is being imported
+        from flows.commands.console import print_json
         from flows.config import load_config
-        from flows.lifecycle import lifecycle
 
         gc.freeze()
         gc.enable()
@@ -42,14 +50,47 @@ def run_lifecycle(
 
             print(yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False))
             return
-        if server is not None:
-            server.wait()
-        with stage_progress():
-            summary = lifecycle(config, tuple(refresh), shlex.join(["clearwell", *sys.argv[1:]]))
+        summary = _submit(config, refresh) if submitting else _run_here(config, refresh, server)
     if as_json:
         print_json(summary)
         return
     show_summary(summary, explain_cache)
+
+
+def _command() -> str:
+    """What a user types to continue."""
+    return shlex.join(["clearwell", *sys.argv[1:]])
+
+
+def _run_here(config: LifecycleConfig, refresh: list[str], server: EmbeddedServer | None) -> dict[str, Any]:
+    from flows.commands.console import stage_progress
+    from flows.lifecycle import lifecycle
+
+    if server is not None:
+        server.wait()
+    with stage_progress():
+        return lifecycle(config, tuple(refresh), _command())
+
+
+def _submit(config: LifecycleConfig, refresh: list[str]) -> dict[str, Any]:
+    """Let the worker run it, and follow."""
+    from flows.commands.console import err
+    from infra.flow_runs import submit
+    from infra.project import Project
+    from tasks.ingest import is_path
+
+    project = Project()
+    values = config.model_dump(mode="json", by_alias=True)
+    if is_path(project, config.data):
+        values["data"] = str(Path(config.data).resolve())  # the worker runs elsewhere
+    parameters = {"config": values, "refresh": refresh, "command": _command()}
+    run = submit(project.settings, project.tracker, DEPLOYMENT, parameters)
+    err.print(f"Submitted: {run.page}", highlight=False, soft_wrap=True)
+    try:
+        return run.follow(lambda said: err.print(said, highlight=False, soft_wrap=True))
+    except KeyboardInterrupt:
+        err.print(f"The run goes on without you. End it with: prefect flow-run cancel {run.number}", highlight=False)
+        raise
 
 
 def _check_stages(refresh: list[str], known: list[str]) -> None:
@@ -102,7 +143,8 @@ def show_summary(summary: dict[str, Any], explain_cache: bool = False) -> None:
     uri = settings().tracking_uri
     out.print("\nNext:")
     out.print("  clearwell report --open                 the page of this run", highlight=False)
-    out.print(f"  mlflow ui --backend-store-uri {uri}", highlight=False, soft_wrap=True)
+    seen = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    out.print(f"  {seen}", highlight=False, soft_wrap=True)
     if champion["name"]:
         out.print(f"  clearwell history {champion['name']}", highlight=False)
     out.print(

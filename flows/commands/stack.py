@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import deque
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 from infra.errors import ConfigurationError, ServerError
-from infra.settings import settings
+from infra.settings import environment, settings
 from infra.stack.servers import Stack
 
 
@@ -37,11 +36,11 @@ def _use_new_connection() -> None:
 
 
 def _register_flows() -> None:
+    from flows.commands.deploy import deploy
     from infra.stack.results import prepare_results
 
     prepare_results(settings())
-    if find_spec("flows.commands.deploy"):
-        import_module("flows.commands.deploy").deploy()
+    deploy()
 
 
 def stop_stack() -> None:
@@ -84,6 +83,15 @@ def show_logs(part: str, lines: int, follow: bool) -> None:
             print(line, end="", flush=True)
             if not line:
                 time.sleep(0.3)
+
+
+def show_environment() -> None:
+    """Shell lines that point other programs at the stack."""
+    current = settings()
+    if current.orchestration.api is None:
+        raise ServerError("The stack is not up. Start it with `clearwell up`.")
+    for name, value in sorted(environment(current).items()):
+        print(f"export {name}={shlex.quote(value)}")
 
 
 def back_up(target: Path) -> None:
