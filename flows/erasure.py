@@ -19,7 +19,7 @@ from infra import datasets as ds
 from infra.certificate import file_certificate
 from infra.deletion import Doomed
 from infra.erasure import KIND, LEASE, Affected, Copies, Erasures, Plan
-from infra.errors import ErasureError, LeaseHeldError, StageError
+from infra.errors import ClearwellError, ErasureError, LeaseHeldError, StageError
 from infra.model_registry import CHAMPION
 from infra.project import Project
 from infra.references import DatasetRef, ModelRef, Reference, StageResult
@@ -77,15 +77,15 @@ def erasure(
         raise ErasureError(f"Another erasure is under way ({error}). Wait until it has ended.") from None
 
 
-def resume() -> list[str]:
-    """Finish the erasures that were cut short and are in nobody's hands; returns their certificates."""
-    finished = []
+def finish_erasures() -> list[dict[str, str]]:
+    """Finish the erasures that were cut short; one that somebody is at work on, or must decide on, is left to them."""
+    settled = []
     for found in Erasures(Project()).journal.open(KIND):
         try:
-            finished.append(erasure(found.id)["path"])
-        except ErasureError:  # somebody is at work on it, or a person has to decide
-            continue
-    return finished
+            settled.append({"request": found.id, "certificate": erasure(found.id)["path"]})
+        except ClearwellError as error:
+            settled.append({"request": found.id, "waits": str(error)})
+    return settled
 
 
 def _carry_out(project: Project, erasures: Erasures, request: str, accept_no_champion: bool) -> dict[str, Any]:

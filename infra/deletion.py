@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import Field
 
 from infra import traces
+from infra.data_remote import PINS
 from infra.erasure import Erasures, object_name
 from infra.errors import ErasureError
 from infra.places import Searched
@@ -255,13 +257,14 @@ class Deletion:
                     path.chmod(0o600)
                     path.unlink()
                     count += 1
-        return count + self._delete_from_bucket(gone)
+        pins = [f"{ref.name}/{PurePosixPath(ref.uri).name}.dvc" for ref in doomed.versions]
+        return count + self._delete_from_bucket(gone, pins)
 
-    def _delete_from_bucket(self, gone: set[str]) -> int:
+    def _delete_from_bucket(self, gone: set[str], pins: Collection[str]) -> int:
         store = self.project.object_store
         if store is None:
             return 0
-        count = 0
+        count = sum(store.purge(store.buckets.data, f"{PINS}/{pin}") for pin in pins)
         for found in list(store.versions(store.buckets.data)):
             name = object_name(found.key)
             listed = name.endswith(".dir") and not found.deleted

@@ -149,7 +149,8 @@ class Erasures:
         if not wanted:
             raise ConfigurationError("No ids were given. Name them, or a file with one id a line: `--ids FILE`.")
         sources = self._sources(data)
-        self._require_known(wanted, sources)
+        everywhere = [*sources.values(), *self._older(sources)]
+        self._require_known(wanted, everywhere, sources)
         salt = secrets.token_hex(16)
         same = _copies(sources, wanted)
         if any(same.values()) and copies == "ask":
@@ -166,17 +167,19 @@ class Erasures:
         touched = {name: count for name, count in counts.items() if count}
         for name in touched:
             _require_classes(name, sources[name], wanted)
-        rows = self._rows(salt, wanted, sources, same if copies == "keep" else {})
+        rows = self._rows(salt, wanted, sources, everywhere, same if copies == "keep" else {})
         found = self.places.search(traces.Search(salt, rows.fingerprints))
         versions = self.versions_in(found.findings)
+        models = tuple(self._affected(versions))
+        trained_on = {model.data.partition("@")[0] for model in models if CHAMPION in model.aliases}
         plan = Plan(
             subjects=len(wanted),
-            datasets=tuple(touched),
+            datasets=tuple(dict.fromkeys([*touched, *sorted(trained_on & set(sources))])),
             rows=touched,
             copies={name: len(each) for name, each in same.items() if each},
             copies_stay=copies == "keep",
             versions=tuple(versions),
-            models=tuple(self._affected(versions)),
+            models=models,
             places=dict(Counter({f.where: f.place for f in found.findings}.values())),
             working_copy=any(f.where.startswith(f"{DATA}/") for f in found.findings),
             out_of_reach=tuple(self.places.out_of_reach()),
@@ -245,8 +248,13 @@ class Erasures:
             raise DataError(f"There is no dataset {data!r}. Known: {', '.join(found) or 'none'}.", data=data)
         return {data: found[data]}
 
-    def _require_known(self, wanted: set[str], sources: dict[str, Path]) -> None:
-        known = {identity for folder in sources.values() for identity in _all_ids(folder)}
+    def _older(self, sources: dict[str, Path]) -> list[Path]:
+        """Folders of all versions of these datasets: rows may have left the newest and not the others."""
+        versions = self.project.versions
+        return [versions.path(ref) for ref in versions.list() if ref.name in sources]
+
+    def _require_known(self, wanted: set[str], everywhere: Sequence[Path], sources: dict[str, Path]) -> None:
+        known = {identity for folder in everywhere for identity in _all_ids(folder)}
         unknown = sorted(wanted - known)
         if unknown:
             near = difflib.get_close_matches(unknown[0], list(known)[:50_000], n=1)
@@ -268,21 +276,28 @@ class Erasures:
                 files=wrong,
             )
 
-    def _rows(self, salt: str, wanted: set[str], sources: dict[str, Path], stay: dict[str, set[str]]) -> Rows:
+    def _rows(
+        self,
+        salt: str,
+        wanted: set[str],
+        sources: dict[str, Path],
+        everywhere: Sequence[Path],
+        stay: dict[str, set[str]],
+    ) -> Rows:
         others = [i for folder in sources.values() for i in _all_ids(folder) if i not in wanted]
         text = "\n".join(others)
         marks: list[traces.Fingerprint] = []
         for identity in sorted(wanted):
             marks += traces.of_id(salt, identity, apart=identity in text)
-        kept = _contents(sources, set().union(*stay.values())) if stay else []
+        kept = _contents(sources.values(), set().union(*stay.values())) if stay else []
         shared = {_bytes(cell) for _, cell in kept}
-        for identity, cell in _contents(sources, wanted):
+        for identity, cell in _contents(everywhere, wanted):
             if _bytes(cell) not in shared:
                 marks += _of_cell(salt, identity, cell)
         control: list[traces.Fingerprint] = []
         staying = [name for name in sources if _all_ids(sources[name]) - wanted]
         for name in staying[:1]:
-            content = dict(_contents({name: sources[name]}, set(others[:2000])))
+            content = dict(_contents([sources[name]], set(others[:2000])))
             chosen = next((i for i in others if i in content), others[0])
             control = traces.of_id(salt, chosen, apart=True) + _of_cell(salt, chosen, content.get(chosen))
         unique = {mark.digest: mark for mark in marks}
@@ -457,22 +472,22 @@ def _count(folder: Path, ids: set[str]) -> dict[str, int]:
     return dict(found)
 
 
-def _contents(sources: dict[str, Path], ids: set[str]) -> list[tuple[str, Any]]:
-    """Image or text cell of every row of these ids."""
-    found = []
-    for folder in sources.values():
+def _contents(folders: Iterable[Path], ids: set[str]) -> list[tuple[str, Any]]:
+    """Image or text cell of every row of these ids, equal ones once."""
+    found: dict[tuple[str, bytes], Any] = {}
+    for folder in folders:
         for _, table in _tables(folder, ["id", "image", "text"]):
             mask = pc.is_in(table["id"].cast(pa.string()), pa.array(sorted(ids), pa.string()))
             for row in table.filter(mask).to_pylist():
                 cell = row.get("image") or row.get("text")
                 if cell:
-                    found.append((str(row["id"]), cell))
-    return found
+                    found.setdefault((str(row["id"]), _bytes(cell)), cell)
+    return [(identity, cell) for (identity, _), cell in found.items()]
 
 
 def _copies(sources: dict[str, Path], ids: set[str]) -> dict[str, set[str]]:
     """Other ids whose image or text is byte for byte that of a row to erase."""
-    own = {_bytes(cell) for _, cell in _contents(sources, ids)} - {b""}
+    own = {_bytes(cell) for _, cell in _contents(sources.values(), ids)} - {b""}
     found: dict[str, set[str]] = {}
     for name, folder in sources.items():
         for _, table in _tables(folder, ["id", "image", "text"]):
@@ -513,7 +528,7 @@ def _copy_without(source: Path, target: Path, held: set[str], ids: Sequence[str]
         new.parent.mkdir(parents=True, exist_ok=True)
         if name in held and path.suffix == ".parquet":
             table = _table_without(pq.read_table(path), ids)
-            if table.num_rows or (len(list(path.parent.glob("*.parquet"))) == 1 and "id" not in table.column_names[:0]):
+            if table.num_rows or path.parent.name != "erasure":  # an empty list of ids is none
                 pq.write_table(table, new)
         else:
             shutil.copyfile(path, new)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import cached_property, partial
@@ -23,7 +22,7 @@ from infra.errors import StoreError
 from infra.object_store import ObjectStore, StoredObject
 from infra.project import Project
 from infra.references import Reference
-from infra.traces import Search, Trace, is_sqlite
+from infra.traces import Sealed, Search, Trace, is_sqlite
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -115,9 +114,9 @@ class Places:
                 found = item.look(search)
             except FileNotFoundError:  # gone meanwhile
                 continue
-            except (ValueError, sqlite3.Error) as error:
+            except Sealed as error:
                 unopened.append(f"{item.where}: {error}")
-                found = []
+                found = error.found
             for trace in found:
                 mark = trace.fingerprint
                 key = (item.where, trace.inside, mark.kind, mark.subject)

@@ -74,6 +74,14 @@ class Trace(NamedTuple):
     at: int
 
 
+class Sealed(ValueError):
+    """Bytes say that they pack something, and can not be unpacked."""
+
+    def __init__(self, message: str, found: Sequence[Trace] = ()) -> None:
+        super().__init__(message)
+        self.found = list(found)
+
+
 def salted(salt: str, value: bytes) -> str:
     """Digest by which a needle is known."""
     return hashlib.sha256(salt.encode() + b"\0" + value).hexdigest()
@@ -167,21 +175,30 @@ class Search:
 
     def file(self, path: Path) -> list[Trace]:
         """Traces in a file, and in what it packs."""
-        cells = list(self._in_sqlite(path)) if is_sqlite(path) else []
-        return cells + self.content(path.read_bytes())
+        found = self.content(path.read_bytes())
+        if not is_sqlite(path):
+            return found
+        try:
+            return found + list(self._in_sqlite(path))
+        except sqlite3.Error as error:
+            raise Sealed(f"it is a damaged database: {error}", found) from None
 
     def content(self, raw: bytes, inside: str = "", depth: int = 3) -> list[Trace]:
         """Traces in bytes, and in what they pack.
 
         Raises
         ------
-        ValueError
-            If they say that they pack something and it can not be unpacked.
+        Sealed
+            If they say that they pack something and it can not be unpacked; it carries what was found in them as they
+            are.
         """
         found = self._plain(raw, inside)
-        for name, part, packed in _parts(raw) if depth else ():
-            where = f"{inside}/{name}" if inside else name
-            found += self.content(part, where, depth - 1) if packed else self._plain(part, where)
+        try:
+            for name, part, packed in _parts(raw) if depth else ():
+                where = f"{inside}/{name}" if inside else name
+                found += self.content(part, where, depth - 1) if packed else self._plain(part, where)
+        except Sealed as error:
+            raise Sealed(str(error), [*found, *error.found]) from None
         return found
 
     def cells(self, rows: Iterable[Sequence[Any]], inside: str) -> list[Trace]:
@@ -270,7 +287,7 @@ def _parts(raw: bytes) -> Iterator[Part]:
         elif raw[:4] == b"\xff\xff\xff\xff" or raw[:6] == b"ARROW1":
             yield from _in_arrow(raw)
     except (OSError, zipfile.BadZipFile, EOFError, pa.ArrowException, RuntimeError) as error:
-        raise ValueError(f"it can not be unpacked: {error}") from None
+        raise Sealed(f"it can not be unpacked: {error}") from None
 
 
 def _in_parquet(raw: bytes) -> Iterator[Part]:

@@ -187,6 +187,19 @@ class DataVersions:
         except StoreError:
             return False
 
+    def held(self, ref: DatasetRef) -> bool:
+        """Whether this machine has the bytes. What is damaged in DVC's cache is removed, so that it can be fetched."""
+        folder = self.root / ref.uri
+        if folder.exists() and self._unchanged(folder):
+            return True
+        try:
+            damaged = [digest for digest in self._listing(ref).values() if _md5(self._cached(digest)) != digest]
+        except StoreError:
+            damaged = [ref.version]
+        for digest in damaged:
+            self._cached(digest).unlink(missing_ok=True)
+        return not damaged
+
     def restore(self, ref: DatasetRef, target: Path) -> Path:
         """Write the shards of a version to `target`, from DVC's cache.
 
