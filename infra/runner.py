@@ -129,17 +129,7 @@ class Runner:
         given = list(items)
         if self.is_local or not given:
             return self.map(function, given)
-        _ = self.ray
-        import ray.data
-
-        def one(row: dict[str, Any]) -> dict[str, int]:
-            return {"number": row["id"], "found": function(given[int(row["id"])])}
-
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        numbers = ray.data.range(len(given), override_num_blocks=len(given))
-        rows = numbers.map(one, concurrency=min(self.workers, len(given))).take_all()
-        found = {int(row["number"]): int(row["found"]) for row in rows}
-        return [found[number] for number in range(len(given))]
+        return self._inside(_map_by_ray_data, function, given, min(self.workers, len(given)))
 
     @contextmanager
     def parallel(self) -> Iterator[int | None]:
@@ -163,43 +153,63 @@ class Runner:
         if processes <= 1:
             return function(*args)
         if not self.is_local:
-            return self._ray_train(function, args, processes)
+            if processes > self.workers:
+                raise ConfigurationError(
+                    f"A training over {processes} processes does not fit the {self.workers} workers of "
+                    f"{self.address!r}. Lower `runner.processes`, or raise the workers."
+                )
+            return self._inside(_train_by_ray, function, args, processes)
         with tempfile.TemporaryDirectory() as folder:
             meeting = f"file://{folder}/meeting"
             ranks = [_Rank(function, args, rank, processes, meeting) for rank in range(processes)]
             return Runner(LOCAL, processes).map(_Rank.run, ranks)[0]
 
-    def _ray_train(self, function: Callable[..., Result], args: tuple[Any, ...], processes: int) -> Result:
-        """Ray Train makes the process group, over as many machines as it takes."""
-        if processes > self.workers:
-            raise ConfigurationError(
-                f"A training over {processes} processes does not fit the {self.workers} workers of {self.address!r}. "
-                "Lower `runner.processes`, or raise the workers."
-            )
-        from ray.train import RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-        from ray.util.queue import Queue
+    def _inside(self, work: Callable[..., Result], *args: Any) -> Result:
+        """``work(*args)`` on the cluster itself: Ray Data and Ray Train do not start from a client of it."""
+        ray = self.ray
+        if self.address == RAY:
+            return work(*args)
+        return ray.get(ray.remote(num_cpus=0)(work).remote(*args))
 
-        outbox = Queue(actor_options={"num_cpus": 0})
 
-        def rank(config: Mapping[str, Any]) -> None:
-            from torch.distributed import get_rank
+def _map_by_ray_data(function: Callable[[Any], int], items: list[Any], workers: int) -> list[int]:
+    import ray.data
 
-            found = function(*args)
-            if get_rank() == 0:
-                outbox.put(found)
+    def one(row: dict[str, Any]) -> dict[str, int]:
+        return {"number": row["id"], "found": function(items[int(row["id"])])}
 
-        with tempfile.TemporaryDirectory() as folder:
-            TorchTrainer(
-                rank,
-                train_loop_config={},
-                scaling_config=ScalingConfig(num_workers=processes, resources_per_worker={"CPU": 1}),
-                torch_config=TorchConfig(backend="gloo"),
-                run_config=RunConfig(storage_path=folder),
-            ).fit()
-            found = outbox.get(timeout=60)
-        outbox.shutdown()
-        return found
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    rows = ray.data.range(len(items), override_num_blocks=len(items)).map(one, concurrency=workers).take_all()
+    found = {int(row["number"]): int(row["found"]) for row in rows}
+    return [found[number] for number in range(len(items))]
+
+
+def _train_by_ray(function: Callable[..., Any], args: tuple[Any, ...], processes: int) -> Any:
+    """Ray Train makes the process group, over as many machines as it takes."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.util.queue import Queue
+
+    outbox = Queue(actor_options={"num_cpus": 0})
+
+    def rank(config: Mapping[str, Any]) -> None:
+        from torch.distributed import get_rank
+
+        found = function(*args)
+        if get_rank() == 0:
+            outbox.put(found)
+
+    with tempfile.TemporaryDirectory() as folder:
+        TorchTrainer(
+            rank,
+            train_loop_config={},
+            scaling_config=ScalingConfig(num_workers=processes, resources_per_worker={"CPU": 1}),
+            torch_config=TorchConfig(backend="gloo"),
+            run_config=RunConfig(storage_path=folder),
+        ).fit()
+        found = outbox.get(timeout=60)
+    outbox.shutdown()
+    return found
 
 
 class _Rank:
