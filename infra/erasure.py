@@ -15,6 +15,7 @@ import secrets
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,8 @@ from pydantic import Field
 
 from infra import datasets as ds
 from infra import traces
-from infra.errors import ConfigurationError, DataError, ErasureError
+from infra.data_remote import DataRemote
+from infra.errors import ConfigurationError, DataError, ErasureError, StoreError
 from infra.files import draft_folder, publish
 from infra.journal import Journal, Unfinished
 from infra.model_registry import CHAMPION
@@ -148,6 +150,8 @@ class Erasures:
         wanted = {str(identity) for identity in ids if str(identity).strip()}
         if not wanted:
             raise ConfigurationError("No ids were given. Name them, or a file with one id a line: `--ids FILE`.")
+        if self.project.object_store is not None:  # versions that only the store has may hold rows as well
+            DataRemote(self.project.versions, self.project.object_store).pull()
         sources = self._sources(data)
         everywhere = [*sources.values(), *self._older(sources)]
         self._require_known(wanted, everywhere, sources)
@@ -250,8 +254,12 @@ class Erasures:
 
     def _older(self, sources: dict[str, Path]) -> list[Path]:
         """Folders of all versions of these datasets: rows may have left the newest and not the others."""
-        versions = self.project.versions
-        return [versions.path(ref) for ref in versions.list() if ref.name in sources]
+        found, versions = [], self.project.versions
+        for ref in versions.list():
+            with suppress(StoreError):  # bytes that are lost can not be read; they are searched as they are
+                if ref.name in sources:
+                    found.append(versions.path(ref))
+        return found
 
     def _require_known(self, wanted: set[str], everywhere: Sequence[Path], sources: dict[str, Path]) -> None:
         known = {identity for folder in everywhere for identity in _all_ids(folder)}
