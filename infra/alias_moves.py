@@ -98,6 +98,8 @@ class AliasMoves:
     def drop_retired(self, lease: Lease, name: str) -> list[dict[str, Any]]:
         """Take every alias from retired versions but ``previous``, which says why there is no way back to them."""
         gone = self.retired(name)
+        if not gone:
+            return []
         held = {
             alias: version for alias, version in self.holders(name).items() if version in gone and alias != PREVIOUS
         }

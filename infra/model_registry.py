@@ -333,22 +333,33 @@ class ModelRegistry:
 
     def require_model(self, name: str) -> None:
         """Raise PromotionError unless a model of that name is registered."""
-        names = [model.name for model in _pages(self.tracker.client.search_registered_models)]
-        if name not in names:
+        if not self._known(lambda client: client.get_registered_model(name)):
+            names = [model.name for model in _pages(self.tracker.client.search_registered_models)]
             raise PromotionError(
                 f"There is no registered model {name!r}. Registered models: {', '.join(names) or 'none'}.", model=name
             )
 
     def require_version(self, name: str, version: str) -> None:
         """Raise PromotionError unless the version exists."""
-        self.require_model(name)
-        known = [v["version"] for v in self.versions(name)]
-        if version not in known:
+        if not self._known(lambda client: client.get_model_version(name, version)):
+            self.require_model(name)
+            known = [v["version"] for v in self.versions(name)]
             raise PromotionError(
                 f"There is no version {version!r} of the model {name!r}. Its versions: {', '.join(known) or 'none'}.",
                 model=name,
                 version=version,
             )
+
+    def _known(self, look_up: Callable[[Any], Any]) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            look_up(self.tracker.client)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return False
+            raise
+        return True
 
     def _lease(self, name: str) -> Any:
         return self.ledger.lease(f"promote:{name}", self.settings.registry.lease_seconds)

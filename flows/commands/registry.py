@@ -90,7 +90,7 @@ def show_history(name: str, as_json: bool) -> None:
         for v in versions
     ]
     print_table(f"Versions of {name}", shown)
-    print_table("Ledger", _rows(entries))
+    print_table("Ledger", _rows(entries), ("time", "actor", "what", "version", "alias", "detail"))
     out.print(
         "The ledger's chain is whole." if broken is None else f"[red]The ledger was changed at entry {broken}.[/]"
     )
@@ -149,7 +149,7 @@ def _rows(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "number": entry["number"],
-                "time": entry["time"],
+                "time": entry["time"][:19].replace("T", " "),
                 "actor": payload.get("asked_by") or entry["actor"],
                 "what": entry["kind"],
                 "of": payload.get("model") or payload.get("name", ""),

@@ -16,42 +16,15 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-import torch
 
-from infra.datasets import Schema
 from infra.errors import PromotionError, ServerError
-from infra.files import draft_folder
 from infra.model_registry import CHAMPION
 from infra.project import Project
-from infra.scoring import save_scoring_model
 from infra.serving import VERSION_HEADER, ServedAlias, _listening
 from infra.settings import Settings
+from tests.served_models import BATCH, MODEL, register
 
-MODEL = "flowers-classifier"
 ROOT = Path(__file__).parents[2]
-SCHEMA = Schema(kind="table", features=("a", "b", "c", "d"), label_names=("x", "y", "z"))
-BATCH = [[0.5, -1.0, 2.0, 0.25], [1, 2, 3, 4]]
-
-
-def register(project, key):
-    """A version whose program multiplies with random numbers of its own."""
-    torch.manual_seed(int(key))
-    network = torch.nn.Linear(4, 3).eval()
-    example = torch.zeros(2, 4)
-
-    def export(path):
-        batch = torch.export.Dim("batch", min=1, max=64)
-        torch.export.save(torch.export.export(network, (example,), dynamic_shapes=({0: batch},)), str(path))
-
-    ref = project.models.save("test", dict(network.state_dict()), {"kind": "linear"}, export)
-    answer = network(example).softmax(1).detach().numpy()
-    run = project.tracker.open("lifecycle")
-    with draft_folder(project.settings.state) as draft:
-        save_scoring_model(draft / "model", project.models.path(ref), SCHEMA, example.numpy(), answer)
-        project.tracker.files(run, draft / "model", "model")
-    version = project.registry.register(MODEL, run, key, "card", {}, {})
-    expected = network(torch.tensor(BATCH)).softmax(1).detach().numpy()
-    return version, expected
 
 
 @pytest.fixture(scope="module")
