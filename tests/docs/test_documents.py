@@ -35,6 +35,9 @@ DOCUMENTS = (
     "docs/your-own-data.md",
     "docs/configuration.md",
     "docs/evidence.md",
+    "docs/registry.md",
+    "docs/scale.md",
+    "docs/erasure.md",
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "stages").glob("*.md")),
 )
 ELSEWHERE = {
@@ -50,8 +53,15 @@ ELSEWHERE = {
     "make docs": "installs mkdocs; what it builds from is checked below",
     "make bench": "runs the whole chain several times: many minutes",
     "python -m docs.build --readme": "checked below, without changing the README",
+    "clearwell sweep ": "runs a stage several times; tests/flows/test_sweep.py does on small data",
+    "clearwell embed ": "needs a champion; tests/integration/test_ray.py embeds",
+    "python -m benchmarks.scale": "measures for half an hour",
     "clearwell reproduce ": "measures on real data: minutes to an hour",
+    "clearwell forget ": "deletes for good; tests/chaos/test_erasure_kill.py runs it on a project of its own",
     "mlflow ui ": "is a server that does not end",
+    "clearwell serve ": "is a server that does not end; tests/infra/test_serving.py asks it",
+    "curl ": "asks that server",
+    "mlflow models serve ": "is a server that does not end; tests/infra/test_serving.py compares it with clearwell's",
 }
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -128,6 +138,7 @@ def registered(inside):
     measured = {"test": {"source_accuracy": 0.95}, "target": {"h_score": 0.8}, "model": {"size_bytes": 900.0}}
     measured["erasure"] = {"membership_advantage": 0.0}
     run = registry.tracker.open("lifecycle")
+    registry.tracker.client.log_text(run, "weights", "model/weights.txt")
     for key in ("first", "second"):
         version = registry.register("scans-classifier", run, key, "card", {}, measured)
         registry.judge("scans-classifier", version)
