@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from infra.errors import StoreError
+from infra.errors import ServerError, StoreError
 from infra.files import write_text
 from infra.object_store import ObjectStore
 from infra.references import DatasetRef
@@ -61,21 +61,24 @@ class DataRemote:
         return sent
 
     def pull(self) -> list[DatasetRef]:
-        """Bring back every version that the store knows and this project does not have."""
-        missing = [key for key in self.store.keys(self.bucket, f"{PINS}/") if not self._has(key)]
-        for key in missing:
-            write_text(self.versions.folder / _place(key), self.store.read(self.bucket, key).decode())
-        names = {_place(key).with_suffix("").as_posix() for key in missing}
-        fetched = [ref for ref in self.versions.list() if ref.uri.partition("versions/")[2] in names]
+        """Bring back every version that the store knows and whose pin or bytes are not here, or are damaged."""
+        known = [key for key in self.store.keys(self.bucket, f"{PINS}/") if not self._erased(key)]
+        for key in known:
+            pin = self.versions.folder / _place(key)
+            if not pin.exists():
+                write_text(pin, self.store.read(self.bucket, key).decode())
+        names = {_place(key).with_suffix("").as_posix() for key in known}
+        stored = [ref for ref in self.versions.list() if ref.uri.partition("versions/")[2] in names]
+        fetched = [ref for ref in stored if not self.versions.held(ref)]
         if fetched:
             self._dvc("fetch", fetched)
         return fetched
 
-    def _has(self, key: str) -> bool:
-        pin = self.versions.folder / _place(key)
-        return pin.exists() or pin.with_suffix(".gone.json").exists()  # what was erased is not brought back
+    def _erased(self, key: str) -> bool:
+        return (self.versions.folder / _place(key)).with_suffix(".gone.json").exists()
 
     def _dvc(self, verb: str, refs: Sequence[DatasetRef]) -> int:
+        from botocore.exceptions import BotoCoreError, ClientError
         from dvc.exceptions import DvcException
         from dvc.lock import LockError
 
@@ -91,6 +94,13 @@ class DataRemote:
             except DvcException as error:
                 names = ", ".join(map(str, refs))
                 raise StoreError(f"DVC could not {verb} {names}: {error}. See `clearwell status`.") from error
+            except (BotoCoreError, ClientError, OSError) as error:
+                raise ServerError(
+                    f"The object store at {self.store.settings.endpoint} failed while DVC was to {verb} "
+                    f"{', '.join(map(str, refs))}: {error}. What arrived is kept; see `clearwell status`, and run the "
+                    "same command again.",
+                    transient=True,
+                ) from error
 
 
 def _place(key: str) -> PurePosixPath:
