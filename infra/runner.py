@@ -92,13 +92,17 @@ class Runner:
             options |= {"address": "local", "num_cpus": self.wanted, "include_dashboard": False}
         else:
             options |= {"address": self.address}
-        try:
-            ray.init(**options)
-        except Exception as error:
-            raise ServerError(
-                f"Ray at {self.address!r} does not answer: {error}. Look at the cluster with `ray status`, check "
-                "address and token (RAY_AUTH_TOKEN_PATH), or run with `--runner local`."
-            ) from error
+        for attempt in (1, 2):  # on a busy machine Ray gives up on itself after 30 s, and leaves parts behind
+            try:
+                ray.init(**options)
+                break
+            except Exception as error:
+                ray.shutdown()
+                if attempt == 2 or self.address != RAY:
+                    raise ServerError(
+                        f"Ray at {self.address!r} does not answer: {str(error).rstrip('.')}. Look at the cluster with "
+                        "`ray status`, check address and token (RAY_AUTH_TOKEN_PATH), or run with `--runner local`."
+                    ) from error
         atexit.register(ray.shutdown)
         return ray
 
