@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from infra.project import Project
+from infra.zombies import crash_zombies
 
 Part = Callable[[Project], Any]
 PARTS: dict[str, Part] = {
     "leftovers": lambda project: project.tidy(),
+    "zombies": crash_zombies,
     "registry": lambda project: project.registry.recover(),
 }
 
