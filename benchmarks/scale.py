@@ -7,7 +7,7 @@ of brightness and noise, since no real set of that size is at hand; what is meas
 Every figure is taken in a process of its own. Its memory is the largest sum of what it and the processes it started
 held, looked at four times a second; pages that several share are divided among them (PSS).
 
-    python -m benchmarks.scale               writes benchmarks/results/scale.json
+    python -m benchmarks.scale               writes benchmarks/results/scale.json and its tables in docs/scale.md
     python -m benchmarks.scale --parts growth workers
 """
 
@@ -36,6 +36,8 @@ from infra.settings import SETTINGS_FILE
 LARGER_BYTES, LARGER_SIDE, LIMIT_MB = 2_000_000_000, 192, 1536
 GROWTH = (10_000, 100_000, 1_000_000)
 IMAGES = (10_000, 30_000)
+PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
+MARKS = ("<!-- scale -->", "<!-- /scale -->")
 NAMES = [str(number) for number in range(10)]
 
 
@@ -405,8 +407,60 @@ def larger(scratch: Path) -> dict[str, Any]:
 PARTS = {"growth": growth, "workers": workers, "larger": larger}
 
 
+# ---- the page -----------------------------------------------------------------------------------------
+
+
+def tables(found: dict[str, Any]) -> str:
+    """What was measured, as tables in Markdown."""
+    lines: list[str] = [f"Measured on {found['cpus']} processors with `{found['command']}`.", ""]
+    if "growth" in found:
+        grown = found["growth"]
+        lines += ["### From ten thousand rows to a million", ""]
+        names = {
+            "validate": "Great Expectations and R2D2, 16 columns", "label_noise": "label-noise scoring, 16 columns",
+            "embed_rows": "embedding, 16 columns", "validate_images": "the same and near duplicates, 28 x 28 images",
+            "embed_images": "embedding, 28 x 28 images",
+        }  # fmt: skip
+        rows = [
+            [title, f"{row['rows']:,}", f"{_work(row):.1f}", row["peak_mb"], grown["exponents"].get(name, "")]
+            for name, title in names.items()
+            for row in grown[name]
+        ]
+        lines += _table(["what", "rows", "seconds", "peak MB", "grows as rows to the power"], rows)
+    if "workers" in found:
+        lines += ["", "### One worker and two, one thread each", ""]
+        cells = [
+            [f"embedding {row['rows']:,} images", row["runner"], row["workers"], row["measured"], row["peak_mb"]]
+            for row in found["workers"]["embed"]
+        ]
+        cells += [
+            ["training on 20,000 images", row["runner"], row["processes"], row["measured"], row["peak_mb"]]
+            for row in found["workers"]["train"]
+        ]
+        cells = [[*row[:3], f"{row[3]:.1f}", row[4]] for row in cells]
+        lines += _table(["what", "runner", "workers", "seconds", "peak MB, all processes"], cells)
+    if "larger" in found:
+        big = found["larger"]
+        lines += ["", f"### {big['bytes'] / 1e9:.1f} GB of images", ""]
+        lines += [
+            f"{big['images']:,} images of {big['side']} x {big['side']}, {big['decoded_bytes'] / 1e9:.1f} GB decoded.",
+            "",
+        ]
+        cells = [
+            [name, f"{big[name]['rows']:,}", f"{big[name]['measured']:.0f}", big[name]["peak_resident_mb"]]
+            for name in ("validate", "embed")
+        ]
+        lines += _table(["stage", "rows out", "seconds", f"peak resident MB (limit {big['limit_mb']})"], cells)
+    return "\n".join(lines) + "\n"
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
+    cells = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(map(str, row)) + " |" for row in cells]
+
+
 def main(parts: list[str], scratch: Path | None) -> None:
-    """Measure the parts and put them into the file beside those measured before."""
+    """Measure the parts; put them into the file beside those measured before, and into the page."""
     path = RESULTS / "scale.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     for name in parts:
@@ -414,6 +468,8 @@ def main(parts: list[str], scratch: Path | None) -> None:
             found = PARTS[name](Path(folder))
         kept |= {"command": "python -m benchmarks.scale", "cpus": os.cpu_count(), name: found}
         write_text(path, json.dumps(kept, indent=2) + "\n")
+        before, _, rest = PAGE.read_text().partition(MARKS[0])
+        write_text(PAGE, f"{before}{MARKS[0]}\n{tables(kept)}{MARKS[1]}{rest.partition(MARKS[1])[2]}")
 
 
 if __name__ == "__main__":
