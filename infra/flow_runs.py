@@ -19,7 +19,7 @@ from infra.tracking import Tracker
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-_LOOK_AGAIN = 1.0  # seconds
+_LOOK_AGAIN = 2.0  # seconds
 _PATIENCE = 60.0  # seconds that the server may be away, as when the supervisor starts it again
 _HANDED_ON = ("CLEARWELL_RUNNER__ADDRESS", "CLEARWELL_RUNNER__WORKERS")
 
