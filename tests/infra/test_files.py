@@ -1,9 +1,11 @@
 """Files are whole or absent; digests name contents and nothing else."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -135,3 +137,19 @@ def test_folder_digest_depends_on_names_and_contents(tmp_path):
     assert folder("b", y="2", x="1") == first
     assert len({first, folder("c", x="2", y="1"), folder("d", x="1"), folder("e", x="1", z="2")}) == 4
     assert file_digest(tmp_path / "a" / "x") == file_digest(tmp_path / "d" / "x") != file_digest(tmp_path / "a" / "y")
+
+
+def test_draft_on_another_disk_is_copied_to_its_place(tmp_path, monkeypatch):
+    (tmp_path / "draft").mkdir()
+    (tmp_path / "draft" / "file").write_text("whole")
+    rename = Path.rename
+
+    def refuse(self, target):
+        if self.name == "draft":
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    publish(tmp_path / "draft", tmp_path / "other" / "final")
+    assert (tmp_path / "other" / "final" / "file").read_text() == "whole"
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["final"]

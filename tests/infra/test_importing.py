@@ -7,7 +7,7 @@ from PIL import Image as Pillow
 
 from infra import datasets as ds
 from infra.errors import DatasetFormatError, DatasetNotFoundError
-from infra.importing import import_path, read_path
+from infra.importing import import_path, read_path, unpacked
 from infra.versions import DataVersions
 
 
@@ -235,3 +235,49 @@ def test_nothing_there_empty_unreadable_and_of_no_use(tmp_path, imported):
     (tmp_path / "only.csv").write_text("id,label\na,1\n")
     with pytest.raises(DatasetFormatError, match="no column image or text, and no feature columns"):
         imported(tmp_path / "only.csv")
+
+
+def test_data_can_be_looked_at_without_a_version_and_rows_are_those_of_the_users_files(tmp_path, versions):
+    (tmp_path / "mine").mkdir()
+    table(3, split=["train", "test", "train"]).to_csv(tmp_path / "mine" / "a.csv", index=False)
+    table(2, split=["test", "train"], id=["x", "y"]).to_parquet(tmp_path / "mine" / "b.parquet")
+    with unpacked(tmp_path / "mine", tmp_path / "looked_at") as (folder, places):
+        assert places == {
+            "train": [("a.csv", 0), ("a.csv", 2), ("b.parquet", 1)],
+            "test": [("a.csv", 1), ("b.parquet", 0)],
+        }
+        assert ds.ids(ds.read_split(folder, "train"))[2] == "y"
+    assert not [p for p in (tmp_path / "looked_at").rglob("*") if p.is_file()]
+    assert versions.list() == []
+    for n in range(2):
+        picture(tmp_path / "pets" / "cat" / f"{n}.png", n)
+    with unpacked(tmp_path / "pets", tmp_path / "looked_at") as (_, places):
+        assert sorted(place for found in places.values() for place in found) == [
+            ("cat/0.png", None),
+            ("cat/1.png", None),
+        ]
+
+
+def test_messages_name_the_file_of_a_row_when_there_are_several(tmp_path, imported):
+    (tmp_path / "mine").mkdir()
+    table(3, id=list("abc")).to_csv(tmp_path / "mine" / "a.csv", index=False)
+    table(2, id=list("de")).assign(width=["1", "wet"]).to_csv(tmp_path / "mine" / "b.csv", index=False)
+    with pytest.raises(DatasetFormatError, match=r"'width' must be numeric; .* row 1 of b.csv \(id e\): 'wet'"):
+        imported(tmp_path / "mine")
+
+
+def test_class_names_of_a_files_own_come_with_it(tmp_path, imported, versions):
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    kinds = Features(
+        {"id": Value("string"), "width": Value("float32"), "label": ClassLabel(names=["zebra", "7", "ant"])}
+    )
+    rows = Dataset.from_dict({"id": list("abcd"), "width": [1.0] * 4, "label": [2, 0, -1, None]}, features=kinds)
+    rows.to_parquet(str(tmp_path / "t.parquet"))
+    ref, splits = imported(tmp_path / "t.parquet")
+    assert ds.infer_schema(versions.path(ref)).label_names == ("zebra", "7", "ant")
+    labels = pd.concat(splits.values()).set_index("id")["label"]
+    assert labels.to_dict() == {"a": 2, "b": 0, "c": -1, "d": -1}
+    strange = rows.cast_column("label", Value("int64")).to_pandas().assign(label=[2, 0, 1, 3])
+    Dataset.from_pandas(strange).to_parquet(str(tmp_path / "u.parquet"))
+    assert ds.infer_schema(versions.path(imported(tmp_path / "u.parquet")[0])).label_names == ("0", "1", "2", "3")
