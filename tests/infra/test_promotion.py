@@ -62,10 +62,11 @@ def weights_of(registry, version):
 def run_script(*arguments):
     return subprocess.run(
         [sys.executable, str(SCRIPT), *map(str, arguments)],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100,
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
 
 
+@pytest.mark.timeout(300)
 def test_promotion_killed_at_any_step_is_completed_or_undone(registry, home):
     """Killed with SIGKILL after everything it writes, with and without the transaction's end; then reconciled twice."""
     points = [f"a{n}" for n in range(1, len(CALLS) + 1)] + ["b3", "b5", "b7", "never"]
@@ -95,6 +96,7 @@ def test_promotion_killed_at_any_step_is_completed_or_undone(registry, home):
     assert outcomes["a5"] == outcomes["a8"] == "2"  # from then on: completed
 
 
+@pytest.mark.timeout(300)
 def test_of_two_processes_that_promote_at_once_one_wins_and_the_other_is_told(registry, home):
     done = run_script("race", home)
     told, won = sorted(done.stdout.splitlines(), key=lambda line: line.endswith("won"))
