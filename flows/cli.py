@@ -75,7 +75,17 @@ def run(
     from infra.runner import use_runner
 
     use_runner(runner, workers)
-    run_lifecycle(data, config, override or [], seed, refresh or [], explain_cache, show_config, here, as_json)
+    run_lifecycle(
+        data,
+        config,
+        override or [],
+        seed,
+        refresh or [],
+        explain_cache,
+        show_config,
+        here or bool(runner or workers),
+        as_json,
+    )
 
 
 @app.command()
