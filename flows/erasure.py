@@ -162,6 +162,7 @@ def _new_champion(
 
     def offer(how: str, results: list[StageResult], network: ModelRef, on: DatasetRef) -> dict[str, Any] | None:
         attempt = run.model_copy(update={"parent": project.tracker.open(how, run.parent)})
+        project.tracker.params(attempt.parent, config.model_dump(mode="json", by_alias=True))
         small = _model(compress(chain.checked, network, config.compress, attempt))
         known = {"before": champion.small, "retrained": chain.model, "chain": small}
         judged = evaluate(
@@ -169,7 +170,6 @@ def _new_champion(
             {name: ref for name, ref in known.items() if ref is not None}, config.evaluate, attempt,
         )  # fmt: skip
         made = register(on, small, [*results, judged], judged, config.register_, attempt)
-        project.tracker.params(attempt.parent, config.model_dump(mode="json", by_alias=True))
         project.tracker.close(attempt.parent)
         if made.evidence["alias"] == CHAMPION:
             return {

@@ -203,7 +203,8 @@ class Places:
         return found
 
     def _skipped(self, path: Path) -> bool:
-        rooms = (self.state / ROOM, self.state / "stack")
+        stack = self.state / "stack"  # its servers are asked for what their files hold
+        rooms = (self.state / ROOM, stack / "objects", stack / "postgres")
         return any(path.is_relative_to(room) for room in rooms) or path.name.endswith(("-shm",))
 
     def _file(self, label: str, path: Path) -> Item:

@@ -1,0 +1,52 @@
+"""An erasure on the stack: buckets with their old versions, artifacts behind the server, PostgreSQL."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+
+from infra.data_remote import DataRemote
+from infra.importing import import_path
+from infra.places import Places
+from infra.project import Project
+
+pytestmark = pytest.mark.timeout(400)
+WHO = "visitor-0007"
+
+
+def test_rows_are_gone_from_buckets_artifacts_and_databases(on_stack, tmp_path):
+    project = Project()
+    store, tracker = project.object_store, project.tracker
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"id": [f"visitor-{n:04d}" for n in range(40)], "label": ["in", "out"] * 20, "split": "train"})
+    frame["x"], frame["y"] = rng.normal(size=40), rng.normal(size=40)
+    frame.to_csv(tmp_path / "visitors.csv", index=False)
+    ref = import_path(project.versions, tmp_path / "visitors.csv")
+    DataRemote(project.versions, store).push([ref])
+    run = tracker.open("notes", complaint=f"{WHO} wrote")
+    tracker.dataset(run, ref, "input")
+    tracker.client.log_text(run, f"row {WHO}", "figures/rows.txt")
+    tracker.client.log_text(run, "row nobody", "figures/rows.txt")  # the version before stays in the bucket
+    store.write("prefect", "results/erasure-test", json.dumps({"result": [WHO]}).encode())
+
+    done = on_stack.clearwell("forget", WHO, "--reason", "asked to", "--yes", "--json")
+    assert done.returncode == 0, done.stderr
+    certificate = json.loads(done.stdout)
+    assert certificate["places"].keys() >= {"bucket dvc", "bucket mlflow", "bucket prefect", "database mlflow"}
+    assert certificate["search"]["findings"] == 0
+    assert certificate["search"]["control"]["findings"] > 0
+
+    for bucket in ("dvc", "mlflow", "prefect"):
+        for found in store.versions(bucket):
+            assert ref.version[2:] not in found.key
+            if not found.deleted:
+                named = None if found.version == "null" else found.version
+                assert WHO.encode() not in store.read(bucket, found.key, named), found.key
+    tag = tracker.client.get_run(run).data.tags["complaint"]
+    assert tag == "(erased) wrote"
+    with sa.create_engine(Places(project).databases()["mlflow"]).connect() as connection:
+        assert connection.execute(sa.text("select count(*) from tags where value like '%visitor-0007%'")).scalar() == 0
+    assert on_stack.clearwell("forget", "--verify", certificate["path"]).returncode == 0
+    assert DataRemote(project.versions, store).pull() == [], "what was erased is not brought back"
