@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import time
 
+import httpx
 import pytest
 
 from infra.data_remote import DataRemote
@@ -131,3 +133,59 @@ def test_old_versions_of_objects_can_be_seen_and_purged(project):
     assert list(store.versions("dvc", "test/object")) == []
     with pytest.raises(StoreError, match="does not hold dvc/test/object"):
         store.read("dvc", "test/object")
+
+
+SHORT = """
+validate: {method: r2d2}
+label_noise: {enabled: false}
+pretrain: {enabled: false}
+finetune: {epochs: 2}
+adapt: {enabled: false}
+unlearn: {enabled: false}
+compress: {enabled: false}
+naive: {enabled: false}
+"""
+
+
+@pytest.mark.timeout(400)
+def test_a_run_is_submitted_and_followed_to_its_end(deployed, tmp_path):
+    from sklearn.datasets import load_iris
+
+    load_iris(as_frame=True).frame.rename(columns={"target": "label"}).to_csv(tmp_path / "flowers.csv", index=False)
+    (tmp_path / "short.yaml").write_text(SHORT)
+    done = deployed.clearwell("run", "--data", str(tmp_path / "flowers.csv"), "--config", str(tmp_path / "short.yaml"))
+    assert done.returncode == 0, done.stderr
+    assert "finetune: done after" in done.stderr
+    assert "/runs/flow-run/" in done.stderr
+    assert "from the cache" in done.stdout  # the same summary as embedded
+    with deployed.in_force():
+        project = Project()
+        mine = "tags.`clearwell.data` = 'flowers.csv'"
+        (run,) = project.tracker.client.search_runs([project.tracker.experiment], mine)
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["clearwell.prefect_page"] in done.stderr
+
+
+@pytest.mark.timeout(400)
+def test_a_submitted_run_fails_with_the_same_exit_code_and_words(deployed):
+    done = deployed.clearwell("run", "--data", "unheard-of")
+    assert done.returncode == 3, done.stderr
+    assert "There is no dataset 'unheard-of'" in done.stderr
+    assert "flow-run/" in done.stderr
+
+
+@pytest.mark.timeout(200)
+def test_schedules_make_runs(deployed):
+    """Prefect's scheduler is silent about its own failures; only the runs show that it works."""
+    with deployed.in_force() as current:
+        auth = tuple(current.orchestration.auth.get_secret_value().split(":"))
+        waiting = {"state": {"type": {"any_": ["SCHEDULED"]}}, "tags": {"all_": ["auto-scheduled"]}}
+        wanted = {"limit": 5, "flow_runs": waiting}
+        for _ in range(90):
+            found = httpx.post(
+                f"{current.orchestration.api}/flow_runs/filter", json=wanted, auth=auth, timeout=30
+            ).json()
+            if found:
+                return
+            time.sleep(1)
+    raise AssertionError("nothing was scheduled")
