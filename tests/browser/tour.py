@@ -96,13 +96,10 @@ class Tour:
         """Watch the run until it is Completed; returns the address that its page gives for MLflow's."""
         page.goto(f"{self.prefect}/v2/runs/flow-run/{run}")
         expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=RUN_MINUTES * 60_000)
-        page.reload()
-        expect(page.get_by_text("Completed", exact=True).first).to_be_visible()
-        page.wait_for_timeout(3000)  # the graph is drawn
-        self.picture(page, "completed")
         page.get_by_role("tab", name="Artifacts").click()
         expect(page.get_by_text("mlflow-run").first).to_be_visible()
-        self.picture(page, "artifacts")
+        page.wait_for_timeout(3000)  # the graph is drawn
+        self.picture(page, "completed")
         answer = page.context.request.post(
             f"{self.prefect}/api/artifacts/filter",
             data={"artifacts": {"flow_run_id": {"any_": [run]}, "key": {"any_": ["mlflow-run"]}}},
@@ -115,7 +112,14 @@ class Tour:
         page.goto(address)
         expect(page.get_by_text("lifecycle").first).to_be_visible()
         expect(page.locator(f"a[href$='/runs/flow-run/{run}']").first).to_be_attached()
+        self._without_assistant(page)
         self.picture(page, "mlflow-run")
+
+    @staticmethod
+    def _without_assistant(page: Page) -> None:
+        close = page.get_by_role("button", name="Close")
+        if close.count():
+            close.first.click()
 
     def champion(self, page: Page, name: str) -> str:
         """Read on the registered model's page which version is champion."""
