@@ -88,3 +88,10 @@ def on_stack(stack, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with stack.in_force():
         yield stack
+
+
+def pytest_collection_modifyitems(items):
+    """The first test that asks for the servers waits until they are up, which takes a busy machine minutes."""
+    for item in items:
+        if "stack" in item.fixturenames and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(400))
