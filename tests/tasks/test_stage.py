@@ -1,10 +1,13 @@
 """Round every stage: taken from the cache or computed, tracked, kept whole, and closed when it fails."""
 
+from functools import partial
+
 import pytest
 import torch
 from pydantic import ValidationError
 
 from infra.errors import DatasetFormatError, StageError
+from infra.settings import settings
 from models.training import ClassifierTrainer, sgd
 from tasks.stage import RunContext, StageConfig, run_stage, watching
 
@@ -187,3 +190,31 @@ def test_config_is_frozen_and_closed():
         Config(seed=-1)
     with pytest.raises(ValidationError, match="Extra inputs"):
         Config(sede=1)
+
+
+def train(rows):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = torch.nn.Linear(4, 2)
+        x = torch.randn(rows, 4)
+    ClassifierTrainer(network, epochs=2, batch_size=10, optimizer=sgd(0.1), label="toy").fit(x, (x[:, 0] > 0).long())
+    return network.weight.detach()
+
+
+def test_training_over_two_processes_comes_back_with_its_curves_and_has_a_key_of_its_own(
+    project, run, data, monkeypatch
+):
+    weights = []
+
+    def work(desk):
+        weights.append(desk.spread(partial(train, 40)))
+
+    alone = run_stage("check", Config(), {"data": data}, work, run)
+    monkeypatch.setenv("CLEARWELL_RUNNER__PROCESSES", "2")
+    settings.cache_clear()
+    spread = run_stage("check", Config(), {"data": data}, work, run)
+    assert not spread.cached
+    assert "processes" in spread.why
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-5, atol=1e-6)
+    assert [row["training"] for row in spread.history] == ["toy", "toy"]
+    assert [row["loss"] for row in spread.history] == pytest.approx([row["loss"] for row in alone.history])
