@@ -191,10 +191,11 @@ def store(mode: str, times: int, said: str) -> Fault:
         seconds, hits = time.monotonic() - began, proxy.hits
         happened = f"{hits} requests {said}; `data push` "
         if pushed.returncode:
-            last = pushed.stderr.strip().splitlines()[-1][:160] if pushed.stderr.strip() else "no message"
+            said_so = [line for line in pushed.stderr.splitlines() if line.startswith("clearwell: ")]
+            last = f"exit code {pushed.returncode}, {said_so[0][:170] if said_so else 'NO message'}"
             proxy.fail("pass", 0)
             pushed = running.clearwell("data", "push", name, **via)
-            happened += f"stopped with exit code and message ({last}); repeated, it went through"
+            happened += f"stopped ({last}...); repeated, it went through"
         else:
             happened += f"went through after {seconds:.0f} s"
         shutil.rmtree(running.root / ref["uri"])
@@ -202,7 +203,9 @@ def store(mode: str, times: int, said: str) -> Fault:
         shutil.rmtree(cache, ignore_errors=True)
         proxy.fail(mode, min(times, 3))
         pulled = running.clearwell("data", "pull", **via)
-        back = running.clearwell("data", "restore", name, "--to", str(running.root / f"back-{mode}-{times}"))
+        target = running.root / f"back-{mode}-{times}"
+        shutil.rmtree(target, ignore_errors=True)
+        back = running.clearwell("data", "restore", name, "--to", str(target))
         proxy.close()
         held = not pushed.returncode and hits > 0 and not back.returncode
         lost = "nothing" if not back.returncode else (pulled.stderr + back.stderr)[-300:]
