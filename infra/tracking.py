@@ -50,7 +50,8 @@ class Tracker:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
-        return self.client.create_experiment(name, artifact_location=self.settings.artifact_root)
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # its pages open with runs and curves, not chats
+        return self.client.create_experiment(name, artifact_location=self.settings.artifact_root, tags=kind)
 
     def open(self, name: str, parent: str | None = None, **tags: str) -> str:
         """Start a run and return its id."""

@@ -121,3 +121,8 @@ def test_commit_is_the_projects_own(tmp_path):
     code_commit.cache_clear()
     assert len(code_commit(tmp_path)) == 40
     code_commit.cache_clear()
+
+
+def test_the_experiment_opens_as_model_training(project):
+    tags = project.tracker.client.get_experiment(project.tracker.experiment).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
