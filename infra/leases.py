@@ -118,15 +118,26 @@ class Leases:
             If it did not come free in time.
         """
         lease = self._wait_for(name, patience, seconds)
+        try:
+            with self.kept(lease, seconds):
+                yield lease
+        finally:
+            self._give_back(name, lease.holder)
+
+    @contextmanager
+    def kept(self, lease: Lease, seconds: float) -> Iterator[None]:
+        """Prolong a lease by `seconds` from a thread, every third of them, as long as this process works on it.
+
+        A process that is killed or stopped prolongs nothing, so its lease expires all the same.
+        """
         ended = threading.Event()
         keeper = threading.Thread(target=self._prolong, args=(lease, seconds, ended), daemon=True)
         keeper.start()
         try:
-            yield lease
+            yield
         finally:
             ended.set()
             keeper.join()
-            self._give_back(name, lease.holder)
 
     def _take(self, name: str, seconds: float) -> Lease:
         holder = f"{socket.gethostname()}:{os.getpid()}:{time.monotonic_ns()}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -361,8 +362,11 @@ class ModelRegistry:
             raise
         return True
 
-    def _lease(self, name: str) -> Any:
-        return self.ledger.lease(f"promote:{name}", self.settings.registry.lease_seconds)
+    @contextmanager
+    def _lease(self, name: str) -> Iterator[Lease]:
+        seconds = self.settings.registry.lease_seconds
+        with self.ledger.lease(f"promote:{name}", seconds) as lease, self.ledger.kept(lease, seconds):
+            yield lease
 
     def _catch_up(self, lease: Lease, name: str) -> list[dict[str, Any]]:
         """Bring registry and ledger to the same state, whatever happened since the last look."""

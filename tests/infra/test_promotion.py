@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,14 @@ def test_holder_of_an_expired_lease_changes_nothing_more(registry, monkeypatch, 
     assert [each["what"] for each in registry.recover()] == [[], ["undone"], ["undone"], ["completed"]][step - 1]
     assert registry.holder(MODEL, PREVIOUS) == ("1" if step == 4 else None)
     assert registry.recover() == []
+
+
+def test_slow_promotion_keeps_its_lease_as_long_as_it_works(registry, monkeypatch):
+    section = registry.settings.registry.model_copy(update={"lease_seconds": 3.0})
+    with_settings(registry, {"registry": section})
+    tag = registry.tracker.client.set_model_version_tag
+    monkeypatch.setattr(registry.tracker.client, "set_model_version_tag", lambda *a: (time.sleep(4), tag(*a)))
+    assert registry.promote(MODEL, "2").version == "2"
 
 
 def test_a_promotion_under_way_is_left_alone(registry):
