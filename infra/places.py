@@ -341,27 +341,31 @@ def _look_at_table(engine: sa.Engine, table: str, search: Search) -> list[Trace]
 def _is_textual(kind: object) -> bool:
     import sqlalchemy as sa
 
-    return isinstance(kind, sa.String | sa.JSON | sa.types.NullType)
+    return isinstance(kind, sa.String | sa.JSON | sa.types.NullType) and not isinstance(kind, sa.Enum)
 
 
 def _overwrite(connection: sa.Connection, table: str, columns: list[str], ids: Iterable[str]) -> None:
+    """Write something else where an id stands, also inside a longer text."""
     import sqlalchemy as sa
 
+    forms = [form for identity in ids for form in dict.fromkeys((identity, json.dumps(identity)[1:-1]))]
     for column in columns:
-        for identity in ids:
-            for form in dict.fromkeys((identity, json.dumps(identity)[1:-1])):
-                text = f'CAST("{column}" AS TEXT)'
+        text = f'CAST("{column}" AS TEXT)'
+        for form in forms:
+            holds = {"like": f"%{form}%"}
+            if connection.execute(sa.text(f'SELECT 1 FROM "{table}" WHERE {text} LIKE :like LIMIT 1'), holds).first():
                 new = f"replace({text}, :old, '(erased)')"
                 if connection.dialect.name == "postgresql":
-                    kind = connection.execute(
-                        sa.text(
-                            "select data_type from information_schema.columns where table_name=:t and column_name=:c"
-                        ),
-                        {"t": table, "c": column},
-                    ).scalar()
-                    new = f"CAST({new} AS {kind})"
-                statement = f'UPDATE "{table}" SET "{column}" = {new} WHERE {text} LIKE :like'
-                connection.execute(sa.text(statement), {"old": form, "like": f"%{form}%"})
+                    new = f"CAST({new} AS {_type_name(connection, table, column)})"
+                change = f'UPDATE "{table}" SET "{column}" = {new} WHERE {text} LIKE :like'
+                connection.execute(sa.text(change), {"old": form, **holds})
+
+
+def _type_name(connection: sa.Connection, table: str, column: str) -> str:
+    import sqlalchemy as sa
+
+    query = "select data_type from information_schema.columns where table_name = :table and column_name = :column"
+    return str(connection.execute(sa.text(query), {"table": table, "column": column}).scalar_one())
 
 
 def _files(folder: Path) -> Iterator[Path]:

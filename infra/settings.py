@@ -268,6 +268,7 @@ def _quiet(current: Settings) -> dict[str, str]:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_MODEL_CATALOG_URI": "",
         "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_TRACKING_URI": current.tracking_uri,
         "PREFECT_HOME": str(current.state / "prefect"),
         "PREFECT_CLI_PROMPT": "false",

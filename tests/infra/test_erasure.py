@@ -17,6 +17,7 @@ from infra import traces
 from infra.deletion import Deletion
 from infra.erasure import Erasures, object_name
 from infra.errors import ConfigurationError, DataError, DatasetNotFoundError, ErasureError
+from infra.places import Places
 from infra.project import Project
 from infra.settings import ObjectStore, settings
 
@@ -239,3 +240,27 @@ def _dir(project):
     ref = project.versions.list()[0]
     odb = project.versions.repo.cache.local
     return Path(odb.oid_to_path(ref.version)).read_text()
+
+
+def test_tables_on_postgresql_are_searched_and_overwritten(home, postgres):
+    project = Project(settings().model_copy(update={"ledger": postgres}))
+    engine = project.ledger.engine
+    with engine.begin() as connection:
+        for statement in (
+            "CREATE TYPE mood AS ENUM ('calm', 'cross')",
+            'CREATE TABLE "Notes" (who varchar(40), more jsonb, feels mood, n integer)',
+            'INSERT INTO "Notes" VALUES (\'p-000003\', \'{"seen": ["p-000003", "p-000004"]}\', \'calm\', 1)',
+        ):
+            connection.exec_driver_sql(statement)
+    places = Places(project)
+    search = traces.Search("salt", traces.of_id("salt", "p-000003"))
+    found = places.search(search).findings
+    assert {f.where.partition("/")[2] for f in found} == {"Notes"}
+    for where in {f.where for f in found}:
+        assert places.is_database(where)
+        places.redact(where, ["p-000003"])
+    assert not places.search(search).findings
+    with engine.connect() as connection:
+        row = connection.exec_driver_sql('SELECT * FROM "Notes"').one()
+    assert row == ("(erased)", {"seen": ["(erased)", "p-000004"]}, "calm", 1)
+    engine.dispose()
