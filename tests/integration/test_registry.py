@@ -15,6 +15,8 @@ from infra.model_registry import CHAMPION, PREVIOUS
 from infra.project import Project
 from tests.served_models import BATCH, register
 
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture
 def project(on_stack):
