@@ -72,7 +72,7 @@ def wait_until_healthy(running, part, other_than):
     )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", PARTS)
 def test_a_killed_part_comes_back_with_its_state(stack, part):
     traces = Traces(stack)
@@ -82,7 +82,7 @@ def test_a_killed_part_comes_back_with_its_state(stack, part):
     assert traces.missing() == []
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_killed_supervisor_and_stale_files_do_no_harm(stack):
     traces = Traces(stack)
     supervisor = stack.stack.supervisor
@@ -97,7 +97,7 @@ def test_a_killed_supervisor_and_stale_files_do_no_harm(stack):
     assert not [number for number in before.values() if psutil.pid_exists(number)]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_credentials_rotate_and_a_backup_restores(stack, tmp_path):
     """Down, new credentials, backup, up; then a change, which the restored backup does not have."""
     traces, old = Traces(stack), stack.stack.credentials
