@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Running
 
 from infra.deployments import ZOMBIES, start
@@ -24,8 +25,13 @@ NAMES = {"lifecycle", "label-audit", "pretrain", "adapt", "compress", "score", "
 
 @pytest.fixture
 def client(deployed, on_stack):
-    with get_client(sync_client=True) as client:
-        yield client
+    with on_stack.in_force() as current:
+        server = {
+            PREFECT_API_URL: current.orchestration.api,
+            PREFECT_API_AUTH_STRING: current.orchestration.auth.get_secret_value(),
+        }
+        with temporary_settings(updates=server), get_client(sync_client=True) as client:
+            yield client  # Prefect read its settings when it was imported, before the stack was up
 
 
 def deployments(client):
