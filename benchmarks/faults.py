@@ -227,7 +227,7 @@ settings()
 from prefect.client.orchestration import get_client
 async def main():
     async with get_client() as client:
-        found = await client.read_deployment_by_name("reconcile/reconcile")
+        found = await client.read_deployment_by_name("label-audit/label-audit")
         gate = asyncio.Semaphore(10)
         async def one(n):
             async with gate:
