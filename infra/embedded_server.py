@@ -5,6 +5,7 @@ Prefect would start the same server itself, but only when the flow is called, an
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -46,6 +47,10 @@ class EmbeddedServer:
         self.url = f"http://127.0.0.1:{port}/api"
         command = [sys.executable, "-m", "uvicorn", "--factory", APPLICATION]
         command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+        home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
+        home.mkdir(parents=True, exist_ok=True)
+        self.turn = (home / "starting").open("w")  # two at once would both make the tables of a new database
+        fcntl.flock(self.turn, fcntl.LOCK_EX)
         self.said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         self.process = subprocess.Popen(
             command,
@@ -69,6 +74,7 @@ class EmbeddedServer:
         while self.process.poll() is None and time.monotonic() < deadline:
             try:
                 if httpx.get(f"{self.url}/health").is_success:
+                    self.turn.close()
                     return
             except httpx.TransportError:
                 time.sleep(0.05)
@@ -91,6 +97,7 @@ class EmbeddedServer:
             self.process.kill()
             self.process.wait()
         self.said.close()
+        self.turn.close()
 
 
 def orphans(home: Path) -> Iterator[psutil.Process]:
