@@ -49,7 +49,8 @@ class EmbeddedServer:
         command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
         home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
         home.mkdir(parents=True, exist_ok=True)
-        self.turn = (home / "starting").open("w")  # two at once would both make the tables of a new database
+        # Two at once would both make the tables of a new database.
+        self.turn = (home / "starting").open("w")  # noqa: SIM115 - closed when it answers
         fcntl.flock(self.turn, fcntl.LOCK_EX)
         self.said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         self.process = subprocess.Popen(
