@@ -284,8 +284,8 @@ def rows_of(shard: Path) -> int:
         return int(pq.read_metadata(shard).num_rows)
     except (OSError, pa.ArrowException) as error:
         raise DatasetFormatError(
-            f"The shard {shard} can not be read: {str(error).strip().rstrip('.')}. If it was whole once, bring it back with "
-            "`clearwell data pull`.",
+            f"The shard {shard} can not be read: {str(error).strip().rstrip('.')}. If it was whole once, bring it "
+            "back with `clearwell data pull`.",
             shard=shard,
         ) from error
 

@@ -50,7 +50,7 @@ class EmbeddedServer:
         home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
         home.mkdir(parents=True, exist_ok=True)
         # Two at once would both make the tables of a new database.
-        self.turn = (home / "starting").open("w")  # noqa: SIM115 - closed when it answers
+        self.turn = (home / "starting").open("w")
         fcntl.flock(self.turn, fcntl.LOCK_EX)
         self.said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         self.process = subprocess.Popen(
