@@ -40,7 +40,6 @@ DOCUMENTS = (
     "docs/erasure.md",
     "docs/flows.md",
     "docs/operations.md",
-    "docs/tour.md",
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "stages").glob("*.md")),
 )
 ELSEWHERE = {
