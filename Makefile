@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run up down test check format docs bench install clean
+.PHONY: help run up down test test-long check format docs bench install clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 install: .venv/.base ## make .venv with what `make run` needs
 
@@ -45,6 +45,10 @@ test: .venv/.test ## run the test suite
 	$(BIN)/clearwell data pull
 	$(BIN)/python -m pip check
 	$(BIN)/python -m pytest -q
+
+test-long: .venv/.test ## run the tests that take minutes each: servers killed, deployments, Ray, a browser
+	$(BIN)/clearwell data pull
+	$(BIN)/python -m pytest -q -m long
 
 check: .venv/.test ## style, types, layers, spelling
 	$(BIN)/ruff check .

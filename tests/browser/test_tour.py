@@ -8,7 +8,7 @@ import pytest
 from tests.browser.tour import take
 from tests.chaos.conftest import make_project
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def test_from_the_login_to_the_champion(deployed, tmp_path):

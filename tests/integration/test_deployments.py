@@ -19,7 +19,7 @@ from infra.project import Project
 from infra.zombies import crash_zombies
 from tests.tasks.test_watching import champion_of_digits, enlarged_digits, small_classifier
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 NAMES = {"lifecycle", "label-audit", "pretrain", "adapt", "compress", "score", "drift-watch", "reconcile"}
 
 

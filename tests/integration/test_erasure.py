@@ -12,7 +12,7 @@ from infra.importing import import_path
 from infra.places import Places
 from infra.project import Project
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 WHO = "visitor-0007"
 
 

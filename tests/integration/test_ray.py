@@ -31,7 +31,7 @@ from models.validate.r2d2 import R2D2
 from models.validate.tables import FrameTable
 from tasks.embed import Shard, embed_shard
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from infra.model_registry import CHAMPION, PREVIOUS
 from infra.project import Project
 from tests.served_models import BATCH, register
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
 
 @pytest.fixture

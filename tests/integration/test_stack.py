@@ -147,6 +147,7 @@ naive: {enabled: false}
 """
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_run_is_submitted_and_followed_to_its_end(deployed, tmp_path):
     from sklearn.datasets import load_iris
@@ -166,6 +167,7 @@ def test_a_run_is_submitted_and_followed_to_its_end(deployed, tmp_path):
         assert run.data.tags["clearwell.prefect_page"] in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_submitted_run_fails_with_the_same_exit_code_and_words(deployed):
     done = deployed.clearwell("run", "--data", "unheard-of")
@@ -174,6 +176,7 @@ def test_a_submitted_run_fails_with_the_same_exit_code_and_words(deployed):
     assert "flow-run/" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_schedules_make_runs(deployed):
     """Prefect's scheduler is silent about its own failures; only the runs show that it works."""

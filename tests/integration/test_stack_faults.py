@@ -72,6 +72,7 @@ def wait_until_healthy(running, part, other_than):
     )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", PARTS)
 def test_a_killed_part_comes_back_with_its_state(stack, part):
@@ -82,6 +83,7 @@ def test_a_killed_part_comes_back_with_its_state(stack, part):
     assert traces.missing() == []
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_killed_supervisor_and_stale_files_do_no_harm(stack):
     traces = Traces(stack)
@@ -97,6 +99,7 @@ def test_a_killed_supervisor_and_stale_files_do_no_harm(stack):
     assert not [number for number in before.values() if psutil.pid_exists(number)]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_credentials_rotate_and_a_backup_restores(stack, tmp_path):
     """Down, new credentials, backup, up; then a change, which the restored backup does not have."""
