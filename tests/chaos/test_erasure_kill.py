@@ -51,9 +51,10 @@ import os, sys
 from pathlib import Path
 from infra.settings import settings
 settings()
+from infra.embedded_server import EmbeddedServer
+server = EmbeddedServer()  # before Prefect is imported: it reads then where its server is
 import flows.erasure as module
 from infra import journal, ledger, places
-from infra.embedded_server import EmbeddedServer
 from infra.erasure import Erasures
 from infra.project import Project
 import tasks.register, models.unlearn.laf, models.compress.udfc, infra.expectations, mlflow.pyfunc
@@ -94,7 +95,6 @@ def attempt(point, ids):
     module.erasure(request)
 
 ids, points = sys.argv[1].split(","), sys.argv[2].split(",")
-server = EmbeddedServer()
 server.wait()
 try:
     for point in points:
@@ -113,7 +113,7 @@ finally:
     server.stop()
 '''
 
-pytestmark = pytest.mark.timeout(1000)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1000)]
 
 
 def environment(project: Path) -> dict[str, str]:
