@@ -9,7 +9,6 @@ and its working copy are only ever read.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import re
@@ -163,7 +162,9 @@ class DataVersions:
         write_text(self.folder / ref.name / f"{Path(ref.uri).name}.gone.json", json.dumps(stone))
 
     def _require_unburied(self, name: str, version: str) -> None:
-        for file in self.folder.glob(f"{glob.escape(name)}/*.gone.json"):
+        if not _NAME.fullmatch(name):
+            return
+        for file in (self.folder / name).glob("*.gone.json"):
             stone = json.loads(file.read_text())
             if len(version) >= 4 and (stone["version"].startswith(version) or file.name.startswith(version)):
                 raise DatasetNotFoundError(

@@ -48,9 +48,11 @@ class Proxy:
             return
         if mode == "slow":
             time.sleep(3)
-        server = socket.create_connection(("127.0.0.1", self.target))
-        threading.Thread(target=_pump, args=(client, server), daemon=True).start()
-        _pump(server, client)
+        with client, socket.create_connection(("127.0.0.1", self.target)) as server:
+            there = threading.Thread(target=_pump, args=(client, server), daemon=True)
+            there.start()
+            _pump(server, client)
+            there.join()
 
     def close(self) -> None:
         """Stop listening."""

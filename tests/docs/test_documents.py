@@ -55,6 +55,7 @@ ELSEWHERE = {
     "make docs": "installs mkdocs; what it builds from is checked below",
     "make bench": "runs the whole chain several times: many minutes",
     "python -m docs.build --readme": "checked below, without changing the README",
+    "clearwell run --runner ": "needs Ray; tests/integration/test_ray.py does the work on it",
     "clearwell sweep ": "runs a stage several times; tests/flows/test_sweep.py does on small data",
     "clearwell embed ": "needs a champion; tests/integration/test_ray.py embeds",
     "python -m benchmarks.scale": "measures for half an hour",

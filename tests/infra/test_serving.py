@@ -182,7 +182,7 @@ def test_no_request_is_lost_when_the_champion_changes(served, server):
             asker.join()
     assert wrong == []
     assert set(seen) >= {"2", "3"}
-    assert len(seen) > 100
+    assert len(seen) > 20
 
 
 def test_damaged_champion_is_not_taken_over_and_a_retired_one_is_not_served(served, server):
