@@ -139,6 +139,42 @@ def sweep(
 
 
 @app.command()
+def discover(
+    data: Annotated[str, typer.Argument(help="A dataset's name, NAME@VERSION, or a path.")],
+    method: Annotated[
+        list[str] | None, typer.Option(help="Registered name (`clearwell methods discover`); may be repeated.")
+    ] = None,
+    clusters: Annotated[int | None, typer.Option(min=1, help="How many groups; by default that is found out.")] = None,
+    known: Annotated[
+        list[str] | None, typer.Option(help="A class whose labels the method may see; may be repeated. Default: all.")
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option(help="NAME@ALIAS or NAME@VERSION of a registered model whose network embeds the rows.")
+    ] = "",
+    seed: Annotated[int | None, typer.Option(min=0, help="Random state.")] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the stage, such as parameters.epochs=5."),
+    ] = None,
+    runner: Where = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Group rows: how many groups there are, which rows belong together, and what to call them.
+
+    Writes a version of NAME-clustered with the columns cluster, cluster_name and cluster_confidence; figures go to
+    the run in MLflow. `clearwell compare discover` tells which method suits the data.
+    """
+    from flows.commands.discover import run_discover
+    from infra.runner import use_runner
+
+    use_runner(runner, workers)
+    run_discover(
+        data, tuple(method or ()), clusters, tuple(known) if known else None, encoder, seed, override or [], as_json
+    )
+
+
+@app.command()
 def embed(
     data: Annotated[str, typer.Argument(help="A dataset's name, NAME@VERSION, or a path.")],
     model: Annotated[str, typer.Option(help="NAME@ALIAS or NAME@VERSION; by default the dataset's champion.")] = "",

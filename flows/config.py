@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -26,6 +26,8 @@ from tasks.register import RegisterConfig
 from tasks.stage import StageConfig
 from tasks.unlearn import UnlearnConfig
 from tasks.validate import ValidateConfig
+
+C = TypeVar("C", bound=StageConfig)
 
 
 class LifecycleConfig(Reference):
@@ -97,6 +99,27 @@ def load_config(
             f"The parameters can not be used:\n{explain_invalid(error, LifecycleConfig)}\n"
             "See all of them with `clearwell run --show-config`."
         ) from None
+
+
+def load_stage(cls: type[C], overrides: Sequence[str] = (), **given: Any) -> C:
+    """The config of one stage: defaults, then ``field=value`` overrides, then what is `given` and not None.
+
+    Raises
+    ------
+    ConfigurationError
+        For an unknown name (with a suggestion) or an impossible value.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise ConfigurationError(f"--set takes field=value, got {override!r}.")
+        _put(values, path.split("."), _value(text, override))
+    values |= {name: value for name, value in given.items() if value is not None}
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise ConfigurationError(f"The parameters can not be used:\n{explain_invalid(error, cls)}") from None
 
 
 def check_methods(config: LifecycleConfig, kind: str) -> None:

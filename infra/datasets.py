@@ -35,7 +35,8 @@ logging.getLogger("datasets").setLevel(logging.ERROR)
 
 RESERVED = ("id", "image", "text", "label", "domain", "split", "source")
 SCORES = ("prediction", "prediction_confidence", "unknown")
-FLAGS = ("noisy", "out_of_distribution", "corrected_label", "confidence", *SCORES)
+CLUSTERS = ("cluster", "cluster_confidence")
+FLAGS = ("noisy", "out_of_distribution", "corrected_label", "confidence", *SCORES, *CLUSTERS)
 SHARD_ROWS = 20_000
 SHARD_BYTES = 128_000_000
 BATCH_BYTES = 32_000_000

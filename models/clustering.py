@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.linalg import eigh
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.linalg import eigsh
 from sklearn.cluster import KMeans
-from sklearn.metrics import silhouette_score
+from sklearn.metrics import adjusted_rand_score, pairwise_distances, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 
@@ -122,16 +123,16 @@ def spectral_embedding(affinity: Matrix | sparse.csr_array, n_components: int, s
         raise ValueError(f"{wanted} eigenvectors were asked of an affinity of {n} rows. Ask for fewer.")
     if sparse.issparse(affinity) and n > DENSE_ROWS:
         bare = sparse.csr_array(affinity - sparse.diags_array(affinity.diagonal()))
-        scale = _root_degrees(np.asarray(bare.sum(axis=1)).ravel())
-        similar = sparse.diags_array(scale) @ bare @ sparse.diags_array(scale)
-        values, vectors = eigsh(similar, k=wanted, which="LA", v0=np.ones(n))
+        scale = _root_degrees(np.asarray(bare.sum(axis=1), dtype=np.float64).ravel())
+        values, vectors = eigsh(
+            sparse.diags_array(scale) @ bare @ sparse.diags_array(scale), k=wanted, which="LA", v0=np.ones(n)
+        )
         vectors = vectors[:, np.argsort(-values, kind="stable")]
     else:
-        dense = affinity.toarray() if sparse.issparse(affinity) else np.array(affinity, dtype=np.float64)
+        dense: Matrix = affinity.toarray() if sparse.issparse(affinity) else np.array(affinity, dtype=np.float64)
         np.fill_diagonal(dense, 0.0)
         scale = _root_degrees(dense.sum(axis=1))
-        similar = scale[:, None] * dense * scale
-        _, vectors = eigh(similar, subset_by_index=[n - wanted, n - 1])
+        _, vectors = eigh(scale[:, None] * dense * scale, subset_by_index=[n - wanted, n - 1])
         vectors = vectors[:, ::-1]
     chosen = vectors[:, skip:wanted]
     signs = np.sign(chosen[np.abs(chosen).argmax(axis=0), np.arange(chosen.shape[1])])
@@ -188,3 +189,39 @@ def largest_first(labels: ArrayLike, centres: Matrix) -> tuple[Labels, Labels]:
     new = np.empty_like(order)
     new[order] = np.arange(len(order))
     return new[old].astype(np.int64), order.astype(np.int64)
+
+
+def typical_rows(X: ArrayLike, labels: ArrayLike, n_rows: int = 8, max_rows: int = 1000) -> dict[int, Labels]:
+    """Rows that show what a cluster is: its medoid first, then the rows nearest to the medoid.
+
+    Parameters
+    ----------
+    X : array, (n, d)
+    labels : int array, (n,)
+        -1 belongs to no cluster.
+    n_rows : int
+        Rows a cluster; fewer from a smaller one.
+    max_rows : int
+        The medoid is looked for among this many members, spread evenly over the cluster.
+
+    Returns
+    -------
+    dict of int to int array
+        Cluster -> indices of its rows.
+    """
+    rows, which = check_embeddings(X), np.asarray(labels)
+    found = {}
+    for cluster in np.unique(which[which >= 0]):
+        members = np.flatnonzero(which == cluster)
+        some = members[np.linspace(0, len(members) - 1, min(len(members), max_rows)).astype(int)]
+        medoid = some[pairwise_distances(rows[some]).sum(axis=0).argmin()]
+        away = np.linalg.norm(rows[members] - rows[medoid], axis=1)
+        away[members == medoid] = -1.0  # before its duplicates
+        found[int(cluster)] = members[np.argsort(away, kind="stable")][:n_rows]
+    return found
+
+
+def stability(labellings: Sequence[ArrayLike]) -> float:
+    """Mean adjusted Rand index over all pairs of labellings of the same rows; nan for fewer than two."""
+    pairs = [adjusted_rand_score(first, second) for first, second in combinations(labellings, 2)]
+    return float(np.mean(pairs)) if pairs else float("nan")

@@ -93,3 +93,52 @@ def confusion(table: ArrayLike, rows: Sequence[str], columns: Sequence[str], tit
             axis.text(j, i, str(int(counts[i, j])), ha="center", va="center", fontsize=6, color=colour)
     figure.tight_layout(pad=0.4)
     return figure
+
+
+def cluster_sizes(names: Sequence[str], sizes: Sequence[int], silhouettes: Sequence[float]) -> Figure:
+    """Rows of each group beside its mean silhouette, one bar each."""
+    figure = Figure(figsize=(7.5, 0.28 * max(len(names), 3) + 1.0))
+    left, right = figure.subplots(1, 2, sharey=True)
+    places = range(len(names))
+    colours = [PALETTE[place % 10] for place in places]
+    left.barh(places, sizes, color=colours)
+    left.set_yticks(places, [name[:40] for name in names], fontsize=7)
+    left.invert_yaxis()
+    left.set_xlabel("rows", fontsize=8)
+    right.barh(places, silhouettes, color=colours)
+    right.axvline(0, color="#333333", lw=0.6)
+    right.set_xlabel("mean silhouette", fontsize=8)
+    for axis in (left, right):
+        axis.tick_params(axis="x", labelsize=7)
+    figure.tight_layout(pad=0.5)
+    return figure
+
+
+def exemplar_sheet(groups: Sequence[ArrayLike], names: Sequence[str]) -> Figure:
+    """A row of images (m, C, H, W) in [0, 1] for each group, the most typical first."""
+    columns = max((len(np.asarray(group)) for group in groups), default=1)
+    figure = Figure(figsize=(columns * 0.8 + 1.8, max(1, len(groups)) * 0.85))
+    axes = figure.subplots(max(1, len(groups)), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, (group, name) in enumerate(zip(groups, names, strict=True)):
+        axes[row, 0].text(-0.15, 0.5, name[:22], transform=axes[row, 0].transAxes, fontsize=7, ha="right", va="center")
+        for axis, pixels in zip(axes[row], np.asarray(group), strict=False):
+            image = pixels.transpose(1, 2, 0)
+            axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def line(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str) -> Figure:
+    """One line with its points, the highest marked."""
+    figure = Figure(figsize=(4.2, 2.6))
+    axis = figure.subplots()
+    axis.plot(x, y, marker="o", ms=4, color=PALETTE[0])
+    best = int(np.nanargmax(np.asarray(y, dtype=float)))
+    axis.plot(x[best], y[best], marker="o", ms=8, color=PALETTE[1])
+    axis.set_xlabel(x_label, fontsize=8)
+    axis.set_ylabel(y_label, fontsize=8)
+    axis.tick_params(labelsize=7)
+    figure.tight_layout(pad=0.5)
+    return figure

@@ -1,0 +1,55 @@
+"""Group the rows of a dataset: how many groups there are, which rows belong together, what they could be called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows.hooks import tell_failure
+from infra.errors import ConfigurationError
+from models.registry import UnknownMethodError, get_method
+from tasks.champion import find_model
+from tasks.discover import DiscoverConfig
+from tasks.discover import discover as grouping
+from tasks.ingest import ingest
+from tasks.tracked import summary, tracked
+
+
+@flow(name="discover", on_failure=[tell_failure], on_crashed=[tell_failure])
+def discover(
+    data: str = "scans",
+    methods: tuple[str, ...] = (),
+    config: DiscoverConfig = DiscoverConfig(),
+    encoder: str = "",
+    command: str = "",
+) -> dict[str, Any]:
+    """Write each row's group, its proposed name and a confidence as a version of ``<name>-clustered``.
+
+    Args:
+        data: Name of a dataset, NAME@VERSION, or a path to your own data.
+        methods: Registered names; each makes a version of its own. Empty takes the one of the config.
+        config: How groups are looked for.
+        encoder: NAME@ALIAS or NAME@VERSION of a registered model whose network embeds the rows; empty takes
+            the rows as they are.
+        command: What a user types to continue after a failure.
+    """
+    chosen = [config.model_copy(update={"method": name}) for name in methods] or [config]
+    for each in chosen:
+        try:
+            get_method(each.method, "discover")
+        except UnknownMethodError as error:
+            raise ConfigurationError(str(error)) from None
+    given = {"data": data, "methods": [each.method for each in chosen], "discover": config, "encoder": encoder}
+    with tracked("discover", data, given, command=command or None) as run:
+        found = ingest(data).data
+        network = None
+        if encoder:
+            registered = find_model(encoder, found.name)
+            network = registered.origin or registered.model
+        results = [grouping(found, network, each, run) for each in chosen]
+        return {
+            **summary(results),
+            "clusters": {result.method: result.evidence["clusters"] for result in results},
+            "versions": {result.method: str(result.data) for result in results},
+        }

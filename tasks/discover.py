@@ -1,0 +1,492 @@
+"""Stage discover: which rows belong together, how many groups there are, and which classes nobody has named yet."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from infra import datasets as ds
+from infra.errors import ConfigurationError
+from infra.references import DatasetRef, ModelRef, StageResult
+from infra.runner import runner
+from models.registry import MethodCard, get_method
+from tasks.figures import cluster_sizes, embedding_map, exemplar_sheet, line
+from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
+
+Rows = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+COUNT_PARAMETERS = ("n_clusters", "n_classes", "n_novel", "n_init_clusters")
+"""What methods call the number of clusters; a method without any of them finds it itself."""
+NETWORK_PARAMETERS = ("backbone", "encoder", "arch")
+"""Methods with one of these train a network of their own, so they take images as they are."""
+MAP_ROWS = 1500
+EXEMPLARS = 8
+
+
+class DiscoverConfig(StageConfig):
+    """How groups are looked for."""
+
+    method: str = Field("faster-pam", description="Registered name; `clearwell methods discover` lists the choices.")
+    n_clusters: int | None = Field(
+        None,
+        ge=1,
+        description="How many groups; by default the method finds out, or the best silhouette of k_grid says.",
+    )
+    k_grid: tuple[int, ...] = Field(
+        tuple(range(2, 16)), description="Numbers of groups tried when none is given and the method needs one."
+    )
+    seeds: int = Field(3, ge=1, description="Fits from so many seeds, whose agreement is reported as stability.")
+    known: tuple[str, ...] | None = Field(
+        None, description="Names of the classes whose labels the method may see; by default all labels there are."
+    )
+    splits: tuple[str, ...] = Field(
+        ("train", "unlabelled"), description="Splits that are grouped, together; others stay as they are."
+    )
+    components: int = Field(50, ge=2, description="Principal components kept of wider rows, images and text.")
+    max_rows: int = Field(
+        10_000,
+        ge=10,
+        description="Rows a method is fitted on, drawn at random; the others join their neighbours' group.",
+    )
+
+
+@dataclass(frozen=True)
+class Rowset:
+    """Rows as clustering methods take them.
+
+    Attributes
+    ----------
+    matrix : array, (n, d)
+        One row of numbers each: features, an embedding, or principal components of pixels or words.
+    images : array, (n, C, H, W), or None
+    labels : int array, (n,)
+        What a method may see, -1 elsewhere.
+    domains : int array, (n,)
+        Number of each row's domain.
+    """
+
+    matrix: Rows
+    images: NDArray[np.float32] | None
+    labels: Labels
+    domains: Labels
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    def take(self, rows: Labels) -> Rowset:
+        """These rows, in this order."""
+        images = None if self.images is None else self.images[rows]
+        return Rowset(self.matrix[rows], images, self.labels[rows], self.domains[rows])
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fit: of what method, with what parameters, on which rows."""
+
+    method: str
+    rows: Rowset
+    n_clusters: int | None
+    seed: int
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What one fit found.
+
+    Attributes
+    ----------
+    labels : int array, (n,)
+        Group of each row from 0 on, -1 for noise.
+    confidence : array, (n,)
+        In [0, 1], of each row's group; 0 for noise.
+    n_clusters : int
+    silhouette : float
+        nan for a single group.
+    seconds : float
+    """
+
+    labels: Labels
+    confidence: NDArray[np.float32]
+    n_clusters: int
+    silhouette: float
+    seconds: float
+
+
+@stage_task("discover")
+def discover(data: DatasetRef, encoder: ModelRef | None, config: DiscoverConfig, run: RunContext) -> StageResult:
+    """Group the rows; a version of ``<name>-clustered`` carries each row's group, its name and a confidence.
+
+    Rows are taken as they are, or as `encoder` embeds them.
+    """
+
+    def work(desk: Desk) -> None:
+        folder = desk.project.versions.path(data)
+        schema = ds.infer_schema(folder)
+        splits = [split for split in config.splits if split in schema.splits] or list(schema.splits)
+        parts = [ds.read_split(folder, split) for split in splits]
+        network = None if encoder is None else desk.load_network(encoder)
+        rows = rowset(parts, schema, network, config.components, _known(config, schema))
+        found = _fitted(desk, rows, config)
+        clusters = describe_clusters(rows, found, parts, schema)
+        names = np.array([cluster["name"] for cluster in clusters] or [""])
+
+        def write(target: Path) -> int:
+            written = start = 0
+            for split, part in zip(splits, parts, strict=True):
+                here = slice(start, start := start + len(part))
+                group = found.labels[here]
+                columns = {
+                    "cluster": group,
+                    "cluster_name": np.where(group < 0, "", names[group]).tolist(),
+                    "cluster_confidence": found.confidence[here],
+                }
+                written += ds.write_split(ds.with_columns(part, columns), target, split)
+            return written + ds.copy_splits(folder, target, [s for s in schema.splits if s not in splits])
+
+        desk.data = desk.project.versions.add(f"{data.name}-clustered", write, source=f"{data} by {config.method}")
+        desk.evidence["clusters"] = clusters
+        desk.metrics |= {
+            "rows": len(rows),
+            "clusters": found.n_clusters,
+            "noise": int((found.labels < 0).sum()),
+            "silhouette": found.silhouette,
+            "fit_seconds": found.seconds,
+        }
+        _show(desk, rows, found, clusters, parts, schema)
+
+    return run_stage("discover", config, {"data": data, "encoder": encoder}, work, run)
+
+
+# ---- rows ---------------------------------------------------------------------------------------------------
+
+
+def _known(config: DiscoverConfig, schema: ds.Schema) -> tuple[int, ...]:
+    """Numbers of the classes whose labels a method may see."""
+    if config.known is None:
+        return tuple(range(schema.n_classes))
+    strange = sorted(set(config.known) - set(schema.label_names))
+    if strange:
+        raise ConfigurationError(
+            f"known names classes that the data does not have: {', '.join(strange)}. "
+            f"Its classes are {', '.join(schema.label_names) or 'not named'}."
+        )
+    return tuple(schema.label_names.index(name) for name in config.known)
+
+
+def rowset(
+    parts: Sequence[Any], schema: ds.Schema, network: Any = None, components: int = 50, known: Sequence[int] = ()
+) -> Rowset:
+    """The rows of these splits, as numbers.
+
+    Parameters
+    ----------
+    parts : sequence of Dataset
+    schema : Schema
+    network : Module, optional
+        Embeds the rows; without it features are standardised, and pixels and words reduced to components.
+    components : int
+        Principal components kept of wider rows.
+    known : sequence of int
+        Classes whose labels are kept.
+    """
+    labels = np.concatenate([ds.labels(part) for part in parts])
+    domains = [
+        str(name) for part in parts for name in (part["domain"] if "domain" in part.column_names else [""] * len(part))
+    ]
+    numbers = np.unique(domains, return_inverse=True)[1].astype(np.int64)
+    labels = np.where(np.isin(labels, list(known)), labels, -1)
+    if schema.kind == "text":
+        words = [str(text or "") for part in parts for text in part["text"]]
+        return Rowset(_of_texts(words, components), None, labels, numbers)
+    inputs = np.concatenate([ds.inputs(part, schema) for part in parts])
+    images = inputs if schema.kind == "image" and network is None else None
+    wide = inputs.reshape(len(inputs), -1) if network is None else _embedded(network, inputs)
+    return Rowset(_components(wide, components, scale=network is None and images is None), images, labels, numbers)
+
+
+def _components(wide: NDArray[Any], components: int, scale: bool) -> Rows:
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    matrix = np.asarray(wide, dtype=np.float64)
+    if scale:
+        matrix = StandardScaler().fit_transform(matrix)
+    if matrix.shape[1] > components and len(matrix) > components:
+        matrix = PCA(components, random_state=0).fit_transform(matrix)
+    return np.ascontiguousarray(matrix)
+
+
+def _of_texts(texts: list[str], components: int) -> Rows:
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.preprocessing import normalize
+
+    words = TfidfVectorizer(sublinear_tf=True, max_features=50_000).fit_transform(texts)
+    width = min(components, words.shape[1] - 1, len(texts) - 1)
+    return np.asarray(normalize(TruncatedSVD(max(1, width), random_state=0).fit_transform(words)), dtype=np.float64)
+
+
+def _embedded(network: Any, inputs: NDArray[np.float32]) -> Rows:
+    import torch
+
+    from models.base import predict_in_batches
+    from tasks.embed import features_of
+
+    found = predict_in_batches(features_of(network), torch.from_numpy(inputs))
+    flat = found.mean(dim=(2, 3)) if found.ndim == 4 else found.flatten(1)
+    return flat.double().numpy()
+
+
+# ---- fits ---------------------------------------------------------------------------------------------------
+
+
+def count_parameter(card: MethodCard) -> str | None:
+    """What the method calls the number of clusters, if it takes one."""
+    names = inspect.signature(card.cls).parameters
+    return next((name for name in COUNT_PARAMETERS if name in names), None)
+
+
+def fit_case(case: Case) -> Grouping:
+    """Fit one method to the rows; runs in whatever process the runner gives it."""
+    card = get_method(case.method, "discover")
+    takes = inspect.signature(card.cls).parameters
+    parameters = dict(case.parameters)
+    name = count_parameter(card)
+    if name and name not in parameters and case.n_clusters is not None:
+        novel = case.n_clusters - (len(np.unique(case.rows.labels[case.rows.labels >= 0])) if name == "n_novel" else 0)
+        parameters[name] = novel
+    if "metric" in takes and "metric" not in parameters:
+        parameters["metric"] = "euclidean"
+    if "random_state" in takes:
+        parameters.setdefault("random_state", case.seed)
+    began = time.perf_counter()
+    method = card.cls(**parameters)
+    _fit(method, card, case.rows)
+    seconds = time.perf_counter() - began
+    labels = np.unique(np.asarray(method.labels_), return_inverse=True)
+    first = 1 if (labels[0] < 0).any() else 0
+    groups = labels[1].astype(np.int64) - first
+    return Grouping(
+        groups,
+        _confidence(method, case.rows.matrix, groups),
+        int(groups.max()) + 1,
+        _silhouette(case.rows.matrix, groups),
+        round(seconds, 3),
+    )
+
+
+def _fit(method: Any, card: MethodCard, rows: Rowset) -> None:
+    takes = inspect.signature(method.fit).parameters
+    native = (
+        rows.images is not None
+        and "image" in card.accepts
+        and any(name in inspect.signature(card.cls).parameters for name in NETWORK_PARAMETERS)
+    )
+    X = rows.images if native else rows.matrix
+    if "domains" in takes:
+        method.fit(X, rows.domains)
+    elif "y" in takes and (rows.labels >= 0).any():
+        method.fit(X, rows.labels)
+    else:
+        method.fit(X)
+
+
+def _confidence(method: Any, matrix: Rows, labels: Labels) -> NDArray[np.float32]:
+    """The method's own, or how much nearer a row is to its group's mean than to any other: 1 - d / d'."""
+    own = getattr(method, "confidences_", None)
+    if own is None:
+        from sklearn.metrics import pairwise_distances
+
+        k = labels.max() + 1
+        own = np.ones(len(matrix))
+        if k > 1:
+            means = np.array([matrix[labels == group].mean(axis=0) for group in range(k)])
+            away = pairwise_distances(matrix, means)
+            mine = away[np.arange(len(matrix)), labels]
+            away[np.arange(len(matrix)), labels] = np.inf
+            own = np.clip(1 - mine / np.maximum(away.min(axis=1), 1e-12), 0, 1)
+    return np.where(labels < 0, 0.0, own).astype(np.float32)
+
+
+def _silhouette(matrix: Rows, labels: Labels, max_rows: int = 5000) -> float:
+    from sklearn.metrics import silhouette_score
+
+    held = np.flatnonzero(labels >= 0)
+    if not 2 <= len(np.unique(labels[held])) < len(held):
+        return float("nan")
+    size = max_rows if len(held) > max_rows else None
+    return float(silhouette_score(matrix[held], labels[held], sample_size=size, random_state=0))
+
+
+def _fitted(desk: Desk, rows: Rowset, config: DiscoverConfig) -> Grouping:
+    """The grouping from the first seed and the best number of groups; the other fits say how stable it is."""
+    from models.clustering import stability
+
+    card = get_method(config.method, "discover")
+    chosen = np.arange(len(rows))
+    if len(rows) > config.max_rows:
+        chosen = np.sort(np.random.default_rng(config.seed).choice(len(rows), config.max_rows, replace=False))
+    some = rows.take(chosen)
+    searching = config.n_clusters is None and count_parameter(card) in ("n_clusters", "n_classes")
+    counts: Sequence[int | None] = [k for k in config.k_grid if k < len(some)] if searching else [config.n_clusters]
+
+    def fits(counts: Sequence[int | None], seeds: range) -> list[Grouping]:
+        cases = [
+            Case(config.method, some, k, config.seed + seed, config.parameters) for k, seed in product(counts, seeds)
+        ]
+        return runner().map(fit_case, cases)
+
+    tried = fits(counts, range(1))
+    best = int(np.nanargmax([each.silhouette for each in tried])) if len(tried) > 1 else 0
+    again = fits([counts[best]], range(1, config.seeds)) if config.seeds > 1 else []
+    first = tried[best]
+    if len(tried) > 1:
+        desk.evidence["silhouette_by_count"] = {str(k): each.silhouette for k, each in zip(counts, tried, strict=True)}
+    if again:
+        desk.metrics["stability"] = stability([first.labels, *(each.labels for each in again)])
+    return first if len(some) == len(rows) else _extended(first, chosen, rows)
+
+
+def _extended(found: Grouping, chosen: Labels, rows: Rowset) -> Grouping:
+    """Rows that were not fitted join the group that most of their five nearest fitted rows are in."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    vote = KNeighborsClassifier(5).fit(rows.matrix[chosen], found.labels)
+    shares = vote.predict_proba(rows.matrix)
+    labels = np.asarray(vote.classes_)[shares.argmax(axis=1)].astype(np.int64)
+    confidence = np.where(labels < 0, 0, shares.max(axis=1)).astype(np.float32)
+    labels[chosen], confidence[chosen] = found.labels, found.confidence
+    return Grouping(labels, confidence, found.n_clusters, _silhouette(rows.matrix, labels), found.seconds)
+
+
+# ---- what the groups are ------------------------------------------------------------------------------------
+
+
+def describe_clusters(rows: Rowset, found: Grouping, parts: Sequence[Any], schema: ds.Schema) -> list[dict[str, Any]]:
+    """A row a group: size, a proposed name, its most typical rows, how sure its members are."""
+    from models.clustering import typical_rows
+
+    ids = [name for part in parts for name in ds.ids(part)]
+    propose = _namer(rows, parts, schema, ids)
+    clusters = []
+    for cluster, exemplars in typical_rows(rows.matrix, found.labels, EXEMPLARS).items():
+        members = found.labels == cluster
+        clusters.append(
+            {
+                "cluster": cluster,
+                "name": propose(members, exemplars),
+                "rows": int(members.sum()),
+                "share": float(members.mean()),
+                "confidence": float(found.confidence[members].mean()),
+                "exemplars": [ids[row] for row in exemplars],
+                "exemplar_rows": [int(row) for row in exemplars],
+            }
+        )
+    return clusters
+
+
+def _namer(
+    rows: Rowset, parts: Sequence[Any], schema: ds.Schema, ids: Sequence[str | None]
+) -> Callable[[NDArray[np.bool_], Labels], str]:
+    """What proposes a name: the label most members carry, else what sets them apart, else the medoid."""
+    tell = _apart(parts, schema)
+
+    def propose(members: NDArray[np.bool_], exemplars: Labels) -> str:
+        seen = rows.labels[members]
+        seen = seen[seen >= 0]
+        if len(seen) >= max(5, 0.1 * members.sum()):
+            counts = np.bincount(seen)
+            if counts.max() >= 0.5 * len(seen):
+                return schema.label_names[int(counts.argmax())]
+        return tell(members) or f"like {ids[exemplars[0]]}"
+
+    return propose
+
+
+def _apart(parts: Sequence[Any], schema: ds.Schema) -> Callable[[NDArray[np.bool_]], str]:
+    """Says in a few words how members differ from all rows: the columns or words that stand out most."""
+    if schema.kind == "table":
+        values = np.concatenate([ds.inputs(part, schema) for part in parts]).astype(np.float64)
+        scaled = (values - values.mean(axis=0)) / np.where(values.std(axis=0) > 0, values.std(axis=0), 1.0)
+
+        def columns(members: NDArray[np.bool_]) -> str:
+            shift = scaled[members].mean(axis=0)
+            top = [column for column in np.argsort(-np.abs(shift))[:2] if abs(shift[column]) >= 0.5]
+            return ", ".join(f"{'high' if shift[c] > 0 else 'low'} {schema.features[c]}" for c in top)
+
+        return columns
+    if schema.kind == "text":
+        from sklearn.feature_extraction.text import CountVectorizer
+
+        texts = [str(text or "") for part in parts for text in part["text"]]
+        counter = CountVectorizer(binary=True, stop_words="english", max_features=20_000)
+        there = counter.fit_transform(texts)
+        words, usual = counter.get_feature_names_out(), np.asarray(there.mean(axis=0)).ravel()
+
+        def terms(members: NDArray[np.bool_]) -> str:
+            own = np.asarray(there[np.flatnonzero(members)].mean(axis=0)).ravel()
+            return " ".join(words[np.argsort(-(own - usual), kind="stable")[:3]])
+
+        return terms
+    return lambda members: ""
+
+
+# ---- pictures -----------------------------------------------------------------------------------------------
+
+
+def _show(
+    desk: Desk,
+    rows: Rowset,
+    found: Grouping,
+    clusters: Sequence[dict[str, Any]],
+    parts: Sequence[Any],
+    schema: ds.Schema,
+) -> None:
+    from sklearn.metrics import silhouette_samples
+
+    names = [f"{c['cluster']}: {c['name']}" for c in clusters]
+    some = np.random.default_rng(0).permutation(len(rows))[:MAP_ROWS]
+    labels = found.labels[some]
+    if not np.isnan(found.silhouette) and 2 <= len(np.unique(labels[labels >= 0])) < (labels >= 0).sum():
+        held = labels >= 0
+        each = silhouette_samples(rows.matrix[some][held], labels[held])
+        widths = [
+            float(each[labels[held] == c["cluster"]].mean()) if (labels[held] == c["cluster"]).any() else 0.0
+            for c in clusters
+        ]
+    else:
+        widths = [0.0] * len(clusters)
+    desk.figure(
+        "sizes", cluster_sizes(names, [c["rows"] for c in clusters], widths), "Rows and silhouette of each group"
+    )
+    if len(some) >= 10:
+        desk.figure("map", embedding_map(_plane(rows.matrix[some]), labels, names), "Rows on a plane (t-SNE), by group")
+    by_count = desk.evidence.get("silhouette_by_count")
+    if by_count:
+        figure = line([int(k) for k in by_count], list(by_count.values()), "number of groups", "mean silhouette")
+        desk.figure("count", figure, "How many groups: the mean silhouette of each number tried")
+    if schema.kind == "image":
+        images = np.concatenate([ds.inputs(part, schema) for part in parts]) if rows.images is None else rows.images
+        sheet = exemplar_sheet([images[c["exemplar_rows"]] for c in clusters], names)
+        desk.figure("exemplars", sheet, "The most typical rows of each group, its medoid first")
+
+
+def _plane(matrix: Rows) -> Rows:
+    from sklearn.manifold import TSNE
+
+    distinct = len(np.unique(matrix, axis=0))
+    if distinct < 10 or matrix.shape[1] <= 2:
+        return matrix[:, :2] if matrix.shape[1] > 1 else np.column_stack([matrix[:, 0], np.zeros(len(matrix))])
+    perplexity = min(30.0, (len(matrix) - 1) / 3)
+    return np.asarray(TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(matrix))
