@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from prefect import flow
@@ -14,6 +15,15 @@ from tasks.discover import DiscoverConfig
 from tasks.discover import discover as grouping
 from tasks.ingest import ingest
 from tasks.tracked import summary, tracked
+
+
+def check_methods(names: Iterable[str]) -> None:
+    """Raise a ConfigurationError, with a suggestion, for a name that no method of the stage has."""
+    for name in names:
+        try:
+            get_method(name, "discover")
+        except UnknownMethodError as error:
+            raise ConfigurationError(str(error)) from None
 
 
 @flow(name="discover", on_failure=[tell_failure], on_crashed=[tell_failure])
@@ -35,11 +45,7 @@ def discover(
         command: What a user types to continue after a failure.
     """
     chosen = [config.model_copy(update={"method": name}) for name in methods] or [config]
-    for each in chosen:
-        try:
-            get_method(each.method, "discover")
-        except UnknownMethodError as error:
-            raise ConfigurationError(str(error)) from None
+    check_methods([each.method for each in chosen])
     given = {"data": data, "methods": [each.method for each in chosen], "discover": config, "encoder": encoder}
     with tracked("discover", data, given, command=command or None) as run:
         found = ingest(data).data

@@ -26,9 +26,11 @@ def run_discover(
     from tasks.discover import DiscoverConfig
 
     config = load_stage(DiscoverConfig, overrides, n_clusters=clusters, known=known, seed=seed)
+    from flows.discover import check_methods, discover
+
+    check_methods(methods or (config.method,))
     with embedded_server() as server:
         from flows.commands.console import print_json, stage_progress
-        from flows.discover import discover
 
         if server is not None:
             server.wait()

@@ -1,0 +1,118 @@
+"""`clearwell discover` groups tables, images and text, and writes what it found beside the rows."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from sklearn.datasets import load_digits, load_wine
+from sklearn.metrics import adjusted_rand_score
+
+from infra import datasets as ds
+from infra.errors import ConfigurationError
+from infra.project import Project
+from models.registry import MethodCard
+from tasks.discover import Case, DiscoverConfig, Grouping, Rowset, _extended, _known, fit_case, rowset
+
+
+@pytest.fixture
+def wine(home):
+    """The wine table with the labels of one class and a half."""
+    found = load_wine(as_frame=True)
+    frame = found.frame.rename(columns={"target": "label"})
+    frame.insert(0, "id", [f"w{row}" for row in range(len(frame))])
+    frame["label"] = frame["label"].map(dict(enumerate(("barolo", "grignolino", "barbera"))))
+    frame.to_csv(home / "wine.csv", index=False)
+    return frame
+
+
+def rows_of(printed, method):
+    name, _, version = json.loads(printed)["versions"][method].partition("@")
+    project = Project()
+    return ds.read_split(project.versions.path(project.versions.resolve(name, version)), "train").to_pandas()
+
+
+def test_groups_of_a_table_get_names_and_are_written_beside_its_rows(tracked, wine):
+    code, printed, said = tracked(
+        "discover", "wine.csv", "--method", "ppp", "--clusters", "3", "--set", "seeds=2",
+        "--set", "parameters.k_range=[3]", "--json",
+    )  # fmt: skip
+    assert code == 0, said
+    frame = rows_of(printed, "ppp")
+    assert adjusted_rand_score(wine.set_index("id")["label"][frame["id"]], frame["cluster"]) > 0.8
+    assert frame["cluster_confidence"].between(0, 1).all()
+    groups = json.loads(printed)["clusters"]["ppp"]
+    assert sum(group["rows"] for group in groups) == len(frame)
+    assert {group["name"] for group in groups} == {"barolo", "grignolino", "barbera"}
+    assert all(set(group["exemplars"]) <= set(wine["id"]) for group in groups)
+
+
+def test_without_labels_a_group_is_named_by_what_sets_it_apart(tracked, wine, home):
+    wine.drop(columns="label").to_csv(home / "bare.csv", index=False)
+    code, printed, said = tracked("discover", "bare.csv", "--method", "faster-pam", "--set", "k_grid=[2,3]", "--json")
+    assert code == 0, said
+    names = [group["name"] for group in json.loads(printed)["clusters"]["faster-pam"]]
+    assert all(name.startswith(("high ", "low ")) for name in names)
+    assert json.loads(printed)["metrics"]["discover"]["stability"] > 0.7
+
+
+def test_a_class_whose_labels_were_hidden_is_told_from_the_known_ones():
+    X, y = load_wine(return_X_y=True)
+    X = (X - X.mean(axis=0)) / X.std(axis=0)
+    rows = Rowset(X, None, np.where(y == 1, -1, y), np.zeros(len(y), dtype=np.int64))
+    found = fit_case(Case("gcd-gmm", rows, None, 0, {"psi_scale": "within", "n_components_pca": 5}))
+    assert not set(found.labels[y == 1]) & set(found.labels[y != 1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--method", "faster-pan"), "Did you mean 'faster-pam'"), (("--set", "seedz=3"), "Did you mean 'seed'")],
+)
+def test_what_is_misspelt_is_said_before_anything_runs(clearwell, arguments, message):
+    code, _, said = clearwell("discover", "wine.csv", *arguments)
+    assert code == 2
+    assert message in said
+
+
+def test_a_class_that_the_data_does_not_have_is_no_known_one():
+    schema = ds.Schema(kind="table", label_names=("barolo", "barbera"))
+    assert _known(DiscoverConfig(known=("barbera",)), schema) == (1,)
+    with pytest.raises(ConfigurationError, match=r"does not have: merlot\. Its classes are barolo, barbera"):
+        _known(DiscoverConfig(known=("merlot",)), schema)
+
+
+def test_text_is_grouped_by_its_words():
+    texts = [f"{word} {word} package {number}" for word in ("fonts", "kernel") for number in range(20)]
+    part = Dataset.from_dict({"id": [str(n) for n in range(40)], "text": texts})
+    rows = rowset([part], ds.Schema(kind="text"), components=5)
+    assert rows.matrix.shape == (40, 5)
+    assert (rows.labels == -1).all()
+    near, far = rows.matrix[:20] @ rows.matrix[:20].T, rows.matrix[:20] @ rows.matrix[20:].T
+    assert near.mean() > far.mean() + 0.3
+
+
+def test_rows_beyond_the_limit_join_their_neighbours():
+    X, y = load_digits(return_X_y=True)
+    rows = Rowset(X, None, np.full(len(X), -1), np.zeros(len(X), dtype=np.int64))
+    chosen = np.arange(0, len(X), 3)
+    found = Grouping(y[chosen], np.ones(len(chosen), dtype=np.float32), 10, 0.2, 1.0)
+    whole = _extended(found, chosen, rows)
+    assert (whole.labels[chosen] == y[chosen]).all()
+    assert (whole.labels == y).mean() > 0.95
+
+
+def test_noise_and_gaps_in_a_methods_labels_become_a_plain_numbering(monkeypatch):
+    class Fixed:
+        def __init__(self, n_clusters=2):
+            self.n_clusters = n_clusters
+
+        def fit(self, X, y=None):
+            self.labels_ = np.array([7, 7, -1, 3])
+
+    card = MethodCard("fixed", "discover", "", "", 2020, "", "", ("table",), Fixed)
+    monkeypatch.setattr("tasks.discover.get_method", lambda *_: card)
+    rows = Rowset(np.array([[0.0], [0.1], [9.0], [5.0]]), None, np.full(4, -1), np.zeros(4, dtype=np.int64))
+    found = fit_case(Case("fixed", rows, 2, 0))
+    assert found.labels.tolist() == [1, 1, -1, 0]
+    assert found.confidence[2] == 0
+    assert found.n_clusters == 2
