@@ -122,6 +122,7 @@ class Deletion:
         for folder in self.places.site_caches:
             self.places.remove(str(folder))
         for _ in range(ROUNDS):
+            self.places.compact()
             found = self.search().findings
             if not found:
                 return counts

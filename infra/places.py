@@ -8,8 +8,11 @@ only DVC can reach, Git's history, a person's copy) is named, not searched.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
+import ssl
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import cached_property, partial
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 ROOM = "erasures"  # below .clearwell: what an erasure under way has to know, removed at its end
+SETTLED = 2.5
+"""Seconds after which the object store has told its volumes of what was deleted; it does so about once a second."""
 _LABELS = {
     ".clearwell/versions/.dvc": "DVC cache",
     ".clearwell/versions": "dataset versions",
@@ -136,6 +141,7 @@ class Places:
             for path in _files(folder):
                 if not self._skipped(path):
                     yield self._file(label, path)
+        yield from self._volumes()
         yield from self._objects()
         yield from self._tables()
 
@@ -217,6 +223,45 @@ class Places:
             )
         return Item(label, where, path.stat().st_size if path.exists() else 0, lambda search: search.file(path))
 
+    @property
+    def _store_folder(self) -> Path:
+        return self.state / "stack" / "objects"
+
+    def _volumes(self) -> Iterator[Item]:
+        """The object store's volumes as they are on disk, where deleted objects stay until they are compacted."""
+        for path in sorted(self._store_folder.glob("*.dat")):
+            where = path.relative_to(self.root).as_posix()
+            yield Item("object store's disk", where, path.stat().st_size, partial(_look_at_volume, path))
+
+    def compact(self) -> bool:
+        """Rewrite the volumes of the stack's object store without what was deleted; whether there is one.
+
+        Raises
+        ------
+        StoreError
+            If the store does not do it.
+        """
+        certificates = self._store_folder.with_name("certificates")
+        if self.project.object_store is None or not certificates.exists():
+            return False
+        import httpx
+
+        door = ssl.create_default_context(cafile=str(certificates / "authority.pem"))
+        door.load_cert_chain(certificates / "part.pem", certificates / "part.key")
+        master = self.project.settings.stack.objects_port + 1
+        time.sleep(SETTLED)
+        try:
+            httpx.get(
+                f"https://127.0.0.1:{master}/vol/vacuum", params={"garbageThreshold": "0.0000001"}, verify=door,
+                timeout=600,
+            ).raise_for_status()  # fmt: skip
+        except httpx.HTTPError as error:
+            raise StoreError(
+                f"The object store did not compact its volumes: {error}. What was deleted may still be on its disk. "
+                "Look at `clearwell status`, then continue with `clearwell forget --resume`."
+            ) from None
+        return True
+
     def _objects(self) -> Iterator[Item]:
         store = self.project.object_store
         if store is None:
@@ -260,7 +305,7 @@ class Places:
     def unit(self, where: str) -> list[str]:
         """What has to go as a whole when something was found in the file `where`; empty for what is rewritten."""
         parts = Path(where).parts
-        if parts[0] == "data":
+        if parts[0] == "data" or parts[:3] == (".clearwell", "stack", "objects"):
             return []
         if parts[:2] == (".clearwell", "versions") and len(parts) > 3 and parts[2] != ".dvc":
             folder = Path(*parts[:4])
@@ -321,6 +366,13 @@ class Places:
         """Whether a finding stands in a database, which is redacted and not removed."""
         path = self.root / where.removesuffix("-wal")
         return where.startswith("postgresql:") or (path.is_file() and is_sqlite(path))
+
+
+def _look_at_volume(path: Path, search: Search) -> list[Trace]:
+    if not path.stat().st_size:
+        return []
+    with path.open("rb") as file:
+        return search.raw(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _look_at_object(store: ObjectStore, found: StoredObject, search: Search) -> list[Trace]:

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import json
+import mmap
 import re
 import sqlite3
 import zipfile
@@ -34,6 +35,7 @@ LARGEST_MEMBER = 1 << 30
 _BITS = 20
 _SHORT = re.compile(rb"[\"'>]([^\"'<>\n]{1,7})(?=[\"'<])")
 _WORD = re.compile(rb"[A-Za-z0-9_]")
+Buffer = bytes | mmap.mmap
 Kind = Literal["id", "image", "image in base64", "pixels", "text"]
 
 
@@ -201,6 +203,10 @@ class Search:
             raise Sealed(str(error), [*found, *error.found]) from None
         return found
 
+    def raw(self, held: mmap.mmap) -> list[Trace]:
+        """Traces in a mapped file of any size, taken as it is."""
+        return self._plain(held, "")
+
     def cells(self, rows: Iterable[Sequence[Any]], inside: str) -> list[Trace]:
         """Traces in the rows of a database's table."""
         found: list[Trace] = []
@@ -213,7 +219,7 @@ class Search:
                 waiting, size = [], 0
         return found + self._plain(b"\n".join(waiting), inside)
 
-    def _plain(self, raw: bytes, inside: str) -> list[Trace]:
+    def _plain(self, raw: Buffer, inside: str) -> list[Trace]:
         found: list[Trace] = []
         for start in range(0, max(len(raw) - WINDOW + 1, 0), BLOCK):
             found += self._block(raw, start, min(start + BLOCK + WINDOW - 1, len(raw)), inside)
@@ -224,7 +230,7 @@ class Search:
                     found.append(Trace(each, inside, match.start(1)))
         return found
 
-    def _block(self, raw: bytes, start: int, end: int, inside: str) -> Iterator[Trace]:
+    def _block(self, raw: Buffer, start: int, end: int, inside: str) -> Iterator[Trace]:
         for shift in range(WINDOW):
             count = (end - start - shift) // WINDOW
             if count <= 0:
@@ -237,7 +243,7 @@ class Search:
                     if begin >= 0 and self._is(each, raw, begin):
                         yield Trace(each, inside, begin)
 
-    def _is(self, each: Fingerprint, raw: bytes, begin: int) -> bool:
+    def _is(self, each: Fingerprint, raw: Buffer, begin: int) -> bool:
         end = begin + each.length
         if end > len(raw) or salted(self.salt, raw[begin:end]) != each.digest:
             return False

@@ -1,6 +1,7 @@
 """The stack as the rest of clearwell uses it: data, runs, registry, ledger and results live in its servers."""
 
 import json
+import random
 import shutil
 import time
 
@@ -9,7 +10,9 @@ import pytest
 
 from infra.data_remote import DataRemote
 from infra.errors import StoreError
+from infra.places import Places
 from infra.project import Project
+from infra.traces import Search, of_image
 
 
 @pytest.fixture
@@ -145,6 +148,26 @@ unlearn: {enabled: false}
 compress: {enabled: false}
 naive: {enabled: false}
 """
+
+
+def test_a_deleted_object_leaves_the_disk(project):
+    store, salt = project.object_store, "salt"
+    contents = {name: random.Random(name).randbytes(4000) for name in ("goes", "stays")}
+    for name, content in contents.items():
+        store.client.put_object(Bucket=store.buckets.data, Key=f"disk/{name}", Body=content)
+    marks = {name: of_image(salt, name, content, None)[0] for name, content in contents.items()}
+    search, volumes = Search(salt, marks.values()), ".clearwell/stack/objects"
+
+    def on_disk():
+        found = Places(project).search(search, only=volumes).findings
+        return {name for name, mark in marks.items() if mark.subject in {f.subject for f in found}}
+
+    assert on_disk() == {"goes", "stays"}
+    store.purge(store.buckets.data, "disk/goes")
+    assert on_disk() == {"goes", "stays"}  # deleted, and yet there
+    assert Places(project).compact()
+    assert on_disk() == {"stays"}
+    assert store.read(store.buckets.data, "disk/stays") == contents["stays"]
 
 
 @pytest.mark.long
