@@ -78,7 +78,12 @@ class ServedAlias:
         if served is None:
             await _answer(send, 503, f"The model {self.name!r} has no {self.alias} at present: the last was retired.")
             return
-        await served.app(scope, receive, send)
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        body = await _body(receive) if declared.isdigit() and int(declared) <= LARGEST_REQUEST else None
+        if body is None:
+            await _answer(send, 413, f"A request may have {LARGEST_REQUEST} bytes at most, this one has more.")
+            return
+        await served.app(scope, _once(body, receive), send)
 
     def load(self, version: str) -> Served:
         """A version, fetched, compared with what was registered, and ready to answer."""
@@ -175,9 +180,6 @@ def _explaining(model: str, signature: str) -> Callable[[Request, Any], Awaitabl
     """Middleware: which version answered; and what it expects, when a request can not be answered."""
 
     async def explain(request: Request, call_next: Callable[[Request], Awaitable[Any]]) -> Response:
-        size = request.headers.get("content-length")
-        if size is not None and (not size.isdigit() or int(size) > LARGEST_REQUEST):
-            return _refusal(413, f"A request may have {LARGEST_REQUEST} bytes at most, this one has {size}.", model)
         if request.url.path == "/invocations" and request.method == "POST" and "content-type" not in request.headers:
             return _refusal(415, "The request names no Content-Type; application/json is usual.", model, signature)
         response = await call_next(request)
@@ -188,6 +190,27 @@ def _explaining(model: str, signature: str) -> Callable[[Request, Any], Awaitabl
         return response
 
     return explain
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """What a request carries, however it is sent; None for more than is allowed."""
+    parts, size, more = [], 0, True
+    while more and size <= LARGEST_REQUEST:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        more = message["type"] == "http.request" and message.get("more_body", False)
+    return b"".join(parts) if size <= LARGEST_REQUEST else None
+
+
+def _once(body: bytes, receive: Receive) -> Receive:
+    """A request's body in one message, then whatever the server says."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replay
 
 
 def _message(said: bytes) -> str:
@@ -209,7 +232,8 @@ def _refusal(status: int, message: str, model: str, signature: str = "") -> Resp
 
 
 async def _answer(send: Send, status: int, message: str) -> None:
-    body = json.dumps({"error_code": "TEMPORARILY_UNAVAILABLE", "message": message}).encode()
+    code = "TEMPORARILY_UNAVAILABLE" if status == 503 else "BAD_REQUEST"
+    body = json.dumps({"error_code": code, "message": message}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

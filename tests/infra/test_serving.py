@@ -20,7 +20,7 @@ import pytest
 from infra.errors import PromotionError, ServerError
 from infra.model_registry import CHAMPION
 from infra.project import Project
-from infra.serving import VERSION_HEADER, ServedAlias, _listening
+from infra.serving import LARGEST_REQUEST, VERSION_HEADER, ServedAlias, _listening
 from infra.settings import Settings
 from tests.served_models import BATCH, MODEL, register
 
@@ -145,6 +145,13 @@ def test_request_of_no_or_another_type_is_refused(server):
     with socket.create_connection(("127.0.0.1", int(server[1].rpartition(":")[2])), timeout=30) as raw:
         raw.sendall(b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n")
         assert raw.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_request_without_a_length_is_cut_off_all_the_same(server):
+    parts = (b" " * 2**20 for _ in range(LARGEST_REQUEST // 2**20 + 1))
+    answer = httpx.post(f"{server[1]}/invocations", content=parts, headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    assert f"{LARGEST_REQUEST} bytes at most" in answer.json()["message"]
 
 
 def test_it_listens_on_loopback_only(server):
