@@ -23,6 +23,10 @@ install: .venv/.base ## make .venv with what `make run` needs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[stack]'
 	@touch $@
 
+.venv/.ray: .venv/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	@touch $@
+
 .venv/.docs: .venv/.base
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
@@ -46,7 +50,7 @@ test: .venv/.test ## run the test suite
 	$(BIN)/python -m pip check
 	$(BIN)/python -m pytest -q
 
-test-long: .venv/.test ## run the tests that take minutes each: servers killed, deployments, Ray, a browser
+test-long: .venv/.test .venv/.ray ## run the tests that take minutes each: servers killed, deployments, Ray, a browser
 	$(BIN)/clearwell data pull
 	$(BIN)/python -m pytest -q -m long
 
