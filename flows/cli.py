@@ -91,12 +91,21 @@ def run(
 @app.command()
 def methods(
     stage: Annotated[str | None, typer.Argument(help="One stage only: validate, label_noise, pretrain, ...")] = None,
+    goal: Annotated[str | None, typer.Option(help="Of selection: distribution matching, or diversification.")] = None,
+    utility: Annotated[str | None, typer.Option(help="What it values: quality, gradient, distance, ...")] = None,
+    unit: Annotated[str | None, typer.Option(help="What it decides about: data point, data set, token, ...")] = None,
+    mechanism: Annotated[str | None, typer.Option(help="How it decides: threshold, ranking, sampling, ...")] = None,
+    stage_of_training: Annotated[str | None, typer.Option(help="Which training the data is for.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the methods to choose from: what each is for, its paper and year."""
+    """List the methods to choose from: what each is for, its paper and year.
+
+    The options narrow the list to methods that select data and whose entry in the taxonomy holds that text.
+    """
     from flows.commands.methods import show_methods
 
-    show_methods(stage, as_json)
+    taxonomy = {"goal": goal, "utility": utility, "unit": unit, "mechanism": mechanism}
+    show_methods(stage, taxonomy | {"stage_of_training": stage_of_training}, as_json)
 
 
 @app.command()

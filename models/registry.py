@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -29,6 +29,10 @@ STAGES = (
     "retrieve",
     "explain",
 )
+
+GOALS = ("distribution matching", "diversification")
+AXES = ("goal", "utility", "unit", "mechanism", "stage_of_training")
+"""Axes of data selection, after the survey of Albalak et al. (2024): arXiv 2402.16827."""
 
 C = TypeVar("C", bound=type)
 
@@ -56,6 +60,9 @@ class MethodCard:
         Kinds of data it can take: "image", "table", "text", "embedding".
     skips_checks : dict of str to str
         Checks of the common test battery the method opts out of, each with its reason.
+    taxonomy : dict of str to str
+        Of a method that selects data, its place on the axes of :data:`AXES`: whether it matches a target or
+        diversifies, by which utility, over what unit, by what mechanism, and for which stage of training.
     cls : type
         The class itself.
     """
@@ -70,6 +77,7 @@ class MethodCard:
     accepts: tuple[str, ...]
     cls: type = field(repr=False)
     skips_checks: dict[str, str] = field(default_factory=dict, repr=False)
+    taxonomy: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 _CARDS: dict[str, MethodCard] = {}
@@ -86,23 +94,30 @@ def register(
     licence: str,
     accepts: tuple[str, ...] = ("image",),
     skips_checks: dict[str, str] | None = None,
+    taxonomy: Mapping[str, str] | None = None,
 ) -> Callable[[C], C]:
     """Class decorator: enter a method into the registry under `name`.
 
     Raises
     ------
     ValueError
-        If the stage does not exist or another class already holds the name.
+        If the stage does not exist, another class already holds the name, or the taxonomy names an axis or a goal
+        that there is not.
     """
     if stage not in STAGES:
         raise ValueError(f"Method {name!r} names the stage {stage!r}; stages are {', '.join(STAGES)}.")
+    place = dict(taxonomy or {})
+    if unknown := [axis for axis in place if axis not in AXES]:
+        raise ValueError(f"The taxonomy of {name!r} names the axis {unknown[0]!r}; axes are {', '.join(AXES)}.")
+    if place.get("goal", GOALS[0]) not in GOALS:
+        raise ValueError(f"The taxonomy of {name!r} names the goal {place['goal']!r}; goals are {' and '.join(GOALS)}.")
 
     def enter(cls: C) -> C:
         held = _CARDS.get(name)
         if held is not None and (held.cls.__module__, held.cls.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"The name {name!r} is already taken by {held.cls.__module__}.{held.cls.__qualname__}.")
         _CARDS[name] = MethodCard(
-            name, stage, summary, paper, year, link, licence, accepts, cls, dict(skips_checks or {})
+            name, stage, summary, paper, year, link, licence, accepts, cls, dict(skips_checks or {}), place
         )
         return cls
 
@@ -123,13 +138,43 @@ def _import_all() -> None:
         entry.load()
 
 
-def list_methods(stage: str | None = None) -> list[MethodCard]:
-    """All registered methods, or those of one stage, in the order of the stages and by name."""
+def list_methods(stage: str | None = None, **taxonomy: str | None) -> list[MethodCard]:
+    """All registered methods, or those of one stage, in the order of the stages and by name.
+
+    Parameters
+    ----------
+    stage : str, optional
+    **taxonomy : str, optional
+        Axes of :data:`AXES`: only methods whose entry on each holds this text, in upper or lower case.
+
+    Raises
+    ------
+    UnknownMethodError
+        If there is no such stage or axis, or no method of the stage has that text on an axis.
+    """
     _import_all()
     if stage is not None and stage not in STAGES:
         raise UnknownMethodError(f"There is no stage {stage!r}{_suggestion(stage, STAGES)}")
     cards = [card for card in _CARDS.values() if stage in (None, card.stage)]
+    for axis, wanted in taxonomy.items():
+        if axis not in AXES:
+            raise UnknownMethodError(f"There is no axis {axis!r}{_suggestion(axis, AXES)}")
+        if wanted is not None:
+            _check_place(axis, wanted, cards)
+    asked = {axis: wanted for axis, wanted in taxonomy.items() if wanted is not None}
+    cards = [card for card in cards if all(_has(card, axis, wanted) for axis, wanted in asked.items())]
     return sorted(cards, key=lambda card: (STAGES.index(card.stage), card.name))
+
+
+def _has(card: MethodCard, axis: str, wanted: str) -> bool:
+    return axis in card.taxonomy and wanted.casefold() in card.taxonomy[axis].casefold()
+
+
+def _check_place(axis: str, wanted: str, cards: list[MethodCard]) -> None:
+    if not any(_has(card, axis, wanted) for card in cards):
+        known = sorted({card.taxonomy[axis] for card in cards if axis in card.taxonomy})
+        found = _suggestion(wanted, known) if known else ". None of them is placed on that axis."
+        raise UnknownMethodError(f"No method has the {axis.replace('_', ' ')} {wanted!r}{found}")
 
 
 def get_method(name: str, stage: str | None = None) -> MethodCard:

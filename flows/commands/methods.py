@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 
-def show_methods(stage: str | None, as_json: bool) -> None:
-    """Print the registry."""
+
+def show_methods(stage: str | None, taxonomy: Mapping[str, str | None], as_json: bool) -> None:
+    """Print the registry, or what of it is at that place of the taxonomy of data selection."""
     from flows.commands.console import print_json, print_table
     from infra.errors import ConfigurationError
-    from models.registry import UnknownMethodError, list_methods
+    from models.registry import AXES, UnknownMethodError, list_methods
 
     try:
-        cards = list_methods(stage)
+        cards = list_methods(stage, **taxonomy)
     except UnknownMethodError as error:
         raise ConfigurationError(str(error)) from None
     rows = [
@@ -20,6 +22,7 @@ def show_methods(stage: str | None, as_json: bool) -> None:
             "year": card.year,
             "takes": ", ".join(card.accepts),
             "what_for": card.summary,
+            **({axis: card.taxonomy.get(axis, "") for axis in AXES} if card.taxonomy else {}),
             "paper": card.paper,
             "link": card.link,
             "licence": card.licence,
@@ -29,4 +32,7 @@ def show_methods(stage: str | None, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    print_table("Methods", rows, ("name", "stage", "year", "takes", "what_for", "paper"))
+    columns = ["name", "stage", "year", "takes", "what_for", "paper"]
+    if any(axis is not None for axis in taxonomy.values()):
+        columns[3:4] = ["goal", "unit", "mechanism"]
+    print_table("Methods", rows, columns)

@@ -129,3 +129,38 @@ def test_a_method_of_an_installed_package_is_found(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == ["['pumphouse']", "7"]
+
+
+def test_methods_are_found_by_their_place_in_the_taxonomy(shelf):
+    place = {"goal": "diversification", "unit": "data point", "mechanism": "MinHash, threshold"}
+    register("a-dedup", stage="curate", taxonomy=place, **FACTS)(type("Dedup", (), {}))
+    register("a-mixture", stage="curate", taxonomy={"goal": "distribution matching", "unit": "data set"}, **FACTS)(
+        type("Mixture", (), {})
+    )
+    register("no-place", stage="curate", **FACTS)(type("Plain", (), {}))
+
+    def names(**axes):
+        return {card.name for card in list_methods("curate", **axes)} & {"a-dedup", "a-mixture", "no-place"}
+
+    assert get_method("a-dedup").taxonomy == place
+    assert get_method("no-place").taxonomy == {}
+    assert names() == {"a-dedup", "a-mixture", "no-place"}
+    assert names(goal="diversification") == {"a-dedup"}
+    assert names(goal="Matching", unit="data set") == {"a-mixture"}
+    assert names(goal="diversification", unit="data set") == set()
+    assert names(mechanism="minhash") == {"a-dedup"}
+    assert names(goal=None) == names()
+
+
+def test_a_wrong_place_in_the_taxonomy_is_refused(shelf):
+    with pytest.raises(ValueError, match="names the axis 'colour'; axes are goal, utility"):
+        register("a-test", stage="curate", taxonomy={"colour": "red"}, **FACTS)
+    with pytest.raises(ValueError, match="names the goal 'fame'; goals are distribution matching and diversification"):
+        register("a-test", stage="curate", taxonomy={"goal": "fame"}, **FACTS)
+    register("a-dedup", stage="curate", taxonomy={"goal": "diversification"}, **FACTS)(type("Dedup", (), {}))
+    with pytest.raises(UnknownMethodError, match=r"No method has the goal 'diversificatoin'\. Did you mean 'diversific"):
+        list_methods("curate", goal="diversificatoin")
+    with pytest.raises(UnknownMethodError, match=r"no axis 'gaol'\. Did you mean 'goal'"):
+        list_methods("curate", gaol="diversification")
+    with pytest.raises(UnknownMethodError, match="None of them is placed on that axis"):
+        list_methods("unlearn", goal="diversification")
