@@ -1,0 +1,1 @@
+"""Which data to train on, and how much of it."""
