@@ -158,7 +158,7 @@ def test_a_wrong_place_in_the_taxonomy_is_refused(shelf):
     with pytest.raises(ValueError, match="names the goal 'fame'; goals are distribution matching and diversification"):
         register("a-test", stage="curate", taxonomy={"goal": "fame"}, **FACTS)
     register("a-dedup", stage="curate", taxonomy={"goal": "diversification"}, **FACTS)(type("Dedup", (), {}))
-    with pytest.raises(UnknownMethodError, match=r"No method has the goal 'diversificatoin'\. Did you mean 'diversific"):
+    with pytest.raises(UnknownMethodError, match=r"No method has the goal 'diversificatoin'\. Did you mean 'diver"):
         list_methods("curate", goal="diversificatoin")
     with pytest.raises(UnknownMethodError, match=r"no axis 'gaol'\. Did you mean 'goal'"):
         list_methods("curate", gaol="diversification")
