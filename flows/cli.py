@@ -147,6 +147,44 @@ def sweep(
     run_sweep(stage, data, vary or [], as_json)
 
 
+@app.command(epilog=EXIT_CODES)
+def compare(
+    stage: Annotated[str, typer.Argument(help="discover, label_noise, pretrain, adapt or compress.")],
+    data: Annotated[str, typer.Option(help="A dataset's name, NAME@VERSION, or a path to your own data.")] = "scans",
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,NAME", help="Only these methods; baselines always take part. Default: all that apply."
+        ),
+    ] = "",
+    budget: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Time each candidate has, on one thread.")
+    ] = 120.0,
+    seed: Annotated[int, typer.Option(min=0, help="Random state of the split, of what is planted, of candidates.")] = 0,
+    rows: Annotated[int, typer.Option(min=20, help="Rows taken at most, drawn at random.")] = 5000,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Candidates at once; by default one a core.")
+    ] = None,
+    here: Annotated[
+        bool, typer.Option("--here", help="Run on this machine though the stack is up; it keeps track all the same.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run every method of a stage on the same data, and say which to take.
+
+    All methods that apply and some plain baselines get the same rows, the same time and one thread each, in
+    processes of their own, and are judged by the same measures on what was hidden from them. None is tuned. You get a
+    leaderboard, a page with a figure, an MLflow run a candidate, and a recommendation that says why, what it costs
+    against the runner-up, and when a baseline wins. What fails, takes too long or does not apply is in the
+    table with the reason.
+    """
+    from flows.commands.compare import run_compare
+    from infra.runner import use_runner
+
+    use_runner(None, workers)
+    run_compare(stage, data, methods, budget, seed, rows, here or workers is not None, as_json)
+
+
 @app.command()
 def discover(
     data: Annotated[str, typer.Argument(help="A dataset's name, NAME@VERSION, or a path.")],

@@ -74,6 +74,14 @@ def publish(draft: Path, final: Path) -> Path:
     return final
 
 
+def replace(draft: Path, final: Path) -> Path:
+    """Move a finished draft to its place, in the stead of what is there."""
+    with draft_folder(final.parent) as old:
+        if final.exists():
+            final.rename(old / "replaced")
+        return publish(draft, final)
+
+
 def clear_drafts(parent: Path) -> int:
     """Remove the drafts of processes that no longer run; returns how many."""
     cleared = 0

@@ -142,3 +142,49 @@ def line(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str) -> 
     axis.tick_params(labelsize=7)
     figure.tight_layout(pad=0.5)
     return figure
+
+
+def trade_off(
+    names: Sequence[str],
+    seconds: Sequence[float],
+    values: Sequence[float],
+    baseline: Sequence[bool],
+    *,
+    chosen: str,
+    limit: float,
+    y_label: str,
+    higher_is_better: bool,
+) -> Figure:
+    """Value against seconds (logarithmic), a named point each; the line joins those that nothing faster beats."""
+    figure = Figure(figsize=(8.2, 4.6))
+    axis = figure.subplots()
+    for name, x, y, simple in zip(names, seconds, values, baseline, strict=True):
+        colour, marker = ("#8a979f", "s") if simple else (PALETTE[0], "o")
+        if name == chosen:
+            axis.scatter([x], [y], s=190, facecolors="none", edgecolors=PALETTE[1], linewidths=1.8, zorder=2)
+        axis.scatter([x], [y], s=42, color=colour, marker=marker, zorder=3)
+        right = x > limit / 8
+        axis.annotate(
+            name,
+            (x, y),
+            (-8 if right else 8, 4),
+            textcoords="offset points",
+            fontsize=8,
+            ha="right" if right else "left",
+        )
+    front, best = [], None
+    for x, y in sorted(zip(seconds, values, strict=True), key=lambda point: point[0]):
+        if best is None or (y > best if higher_is_better else y < best):
+            front.append((x, y))
+            best = y
+    if len(front) > 1:
+        axis.step(*zip(*front, strict=True), where="post", color="#b9c6cd", lw=1.2, zorder=1)
+    axis.axvline(limit, color=PALETTE[1], ls="--", lw=0.9)
+    axis.set_xscale("log")
+    axis.set_xlim(right=limit * 1.4)
+    axis.set_xlabel("seconds, one thread (dashed: the budget)", fontsize=9)
+    axis.set_ylabel(f"{y_label} ({'higher' if higher_is_better else 'lower'} is better)", fontsize=9)
+    axis.margins(x=0.12, y=0.12)
+    axis.tick_params(labelsize=8)
+    figure.tight_layout(pad=0.5)
+    return figure

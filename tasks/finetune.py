@@ -16,7 +16,7 @@ from models.training import Row
 from tasks.figures import curves
 from tasks.networks import NetworkConfig, make_classifier, make_encoder
 from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
-from tasks.training_rows import trusted_labels
+from tasks.training_rows import trusted_labels, usable_rows
 
 
 class FinetuneConfig(StageConfig):
@@ -110,9 +110,7 @@ def train_naive(data: DatasetRef, network: NetworkConfig, config: NaiveConfig, r
         schema = ds.infer_schema(folder)
         train = ds.read_split(folder, "train")
         y = ds.labels(train)
-        rows = np.array(
-            [r for r in np.flatnonzero((y >= 0) & (y < schema.n_classes)) if _usable(train[int(r)], schema)]
-        )
+        rows = usable_rows(train, schema, np.flatnonzero((y >= 0) & (y < schema.n_classes)))
         _require_labels(y[rows], schema)
         X = torch.from_numpy(ds.inputs(train.select(rows), schema))
         with torch.random.fork_rng():
@@ -134,14 +132,6 @@ def _train(classifier: Any, *rows: Any, **settings: Any) -> tuple[Any, list[Row]
 
     history = train_classifier(classifier, *rows, **settings)
     return classifier, history
-
-
-def _usable(row: dict[str, Any], schema: ds.Schema) -> bool:
-    if schema.kind != "image":
-        return all(row[column] is not None and np.isfinite(row[column]) for column in schema.features)
-    pixels = ds.decode(row["image"])
-    shape = schema.image_size if schema.channels == 1 else (*(schema.image_size or ()), 3)
-    return pixels is not None and pixels.shape == shape
 
 
 def _require_labels(y: Any, schema: ds.Schema) -> None:

@@ -35,22 +35,11 @@ def label_noise(data: DatasetRef, network: NetworkConfig, config: LabelNoiseConf
     """
 
     def work(desk: Desk) -> None:
-        from models.networks.heads import ProjectingClassifier
-        from models.registry import build_method
-
         folder = desk.project.versions.path(data)
         schema = ds.infer_schema(folder)
         train = ds.read_split(folder, "train")
         X, y = ds.inputs(train, schema), ds.labels(train)
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            backbone = ProjectingClassifier(make_encoder(schema, network), schema.n_classes)
-        views = _views(schema, config.flip)
-        given = {"random_state": config.seed, **config.parameters}
-        method = build_method(
-            config.method, "label_noise", backbone=backbone, n_classes=schema.n_classes, augment=views, **given
-        )
-        method = desk.spread(partial(method.fit, X, y))
+        method = desk.spread(partial(detector(config, schema, network).fit, X, y))
         noisy, stranger = np.asarray(method.is_noisy_), np.asarray(method.is_ood_)
         corrected = np.asarray(method.corrected_label_proba_).argmax(axis=1)
         corrected = np.where(noisy | (y < 0), corrected, y)
@@ -77,6 +66,21 @@ def label_noise(data: DatasetRef, network: NetworkConfig, config: LabelNoiseConf
         _show(desk, X, y, columns, schema)
 
     return run_stage("label_noise", config, {"data": data}, work, run, settings=network.model_dump(mode="json"))
+
+
+def detector(config: LabelNoiseConfig, schema: ds.Schema, network: NetworkConfig) -> Any:
+    """The method that looks for wrong labels, on a fresh network; not yet fitted."""
+    from models.networks.heads import ProjectingClassifier
+    from models.registry import build_method
+
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        backbone = ProjectingClassifier(make_encoder(schema, network), schema.n_classes)
+    views = _views(schema, config.flip)
+    given = {"random_state": config.seed, **config.parameters}
+    return build_method(
+        config.method, "label_noise", backbone=backbone, n_classes=schema.n_classes, augment=views, **given
+    )
 
 
 def _views(schema: ds.Schema, flip: bool) -> dict[str, Any]:

@@ -104,8 +104,6 @@ def pretrain(
     """
 
     def work(desk: Desk) -> None:
-        from models.registry import build_method
-
         folder = desk.project.versions.path(data)
         schema = ds.infer_schema(folder)
         train = ds.read_split(folder, "train")
@@ -124,9 +122,7 @@ def pretrain(
         y = trusted_labels(train, 0.5)[kept][probe]
         monitor = EncoderMonitor(X[torch.from_numpy(probe)], y, config.collapse_rank, config.seed)
         before = monitor.measure(encoder)
-        parameters = config.parameters or PARAMETERS.get(config.method, {})
-        slot = {"rotnet": "architecture"}.get(config.method, "encoder")
-        method = build_method(config.method, "pretrain", **{slot: encoder}, random_state=config.seed, **parameters)
+        method = pretrainer(config.method, encoder, config.parameters, config.seed)
         method, monitor = desk.spread(partial(_fit, method, X, monitor))
         desk.model = desk.save_network(method.encoder_)
         after = monitor.measure(method.encoder_)
@@ -136,6 +132,15 @@ def pretrain(
 
     inputs = {"data": data, "warm": warm}
     return run_stage("pretrain", config, inputs, work, run, settings=network.model_dump(mode="json"))
+
+
+def pretrainer(name: str, encoder: torch.nn.Module, parameters: dict[str, Any], seed: int) -> Any:
+    """The method around an encoder, not yet fitted; without parameters, with clearwell's for it."""
+    from models.registry import build_method
+
+    slot = {"rotnet": "architecture"}.get(name, "encoder")
+    given = parameters or PARAMETERS.get(name, {})
+    return build_method(name, "pretrain", **{slot: encoder}, random_state=seed, **given)
 
 
 def _fit(method: Any, X: torch.Tensor, monitor: EncoderMonitor) -> tuple[Any, EncoderMonitor]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_table_artifact
 
-from infra.files import draft_folder, publish, write_text
+from infra.files import draft_folder, replace, write_text
 from infra.project import Project
 from infra.references import DatasetRef, StageResult
 from tasks.evaluate import LOWER_IS_BETTER, ROWS
@@ -52,11 +52,7 @@ def publish_report(found: Ingested, results: list[StageResult], parent: str, beg
         write_text(draft / "summary.json", json.dumps(summary, indent=2) + "\n")
         write_text(draft / "index.html", page(project, summary, results))
         project.tracker.files(parent, draft, "report")
-        latest = reports / "latest"
-        with draft_folder(reports) as old:
-            if latest.exists():
-                latest.rename(old / "replaced")
-            publish(draft, latest)
+        replace(draft, reports / "latest")
     project.tracker.metrics(parent, {f"chain.{name}": value for name, value in summary["chain"].items()})
     project.tracker.metrics(parent, {"wall_seconds": summary["wall_seconds"]})
     _prefect_artifacts(summary, (project.root / "reports" / "latest" / "index.html").as_uri())

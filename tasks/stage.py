@@ -104,7 +104,8 @@ def watching(watcher: Watcher) -> Iterator[None]:
         _watchers.reset(token)
 
 
-def _tell(event: str, stage: str, **facts: Any) -> None:
+def tell(event: str, stage: str, **facts: Any) -> None:
+    """Let the watchers know."""
     for watcher in _watchers.get():
         watcher(event, stage, facts)
 
@@ -174,7 +175,7 @@ class _Observer(Hook):
 
     def on_epoch_end(self, trainer: Trainer, row: Row) -> None:
         """One row for the curves, one event for the progress bar."""
-        _tell("epoch", self.desk.stage, training=trainer.label, epoch=trainer.epoch + 1, epochs=trainer.epochs)
+        tell("epoch", self.desk.stage, training=trainer.label, epoch=trainer.epoch + 1, epochs=trainer.epochs)
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Curves are taken whole, with what other hooks added."""
@@ -272,7 +273,7 @@ def _reuse(project: Project, result: StageResult, run: RunContext, why: str) -> 
     )
     tracker.metrics(child, result.metrics)
     tracker.close(child)
-    _tell("cached", result.stage, why=why)
+    tell("cached", result.stage, why=why)
     return taken
 
 
@@ -288,7 +289,7 @@ def _compute(
 ) -> StageResult:
     tracker = project.tracker
     child = tracker.open(stage, run.parent, **{"clearwell.stage": stage, "clearwell.why": why})
-    _tell("begin", stage, method=config.method, why=why)
+    tell("begin", stage, method=config.method, why=why)
     began = time.perf_counter()
     try:
         _log_inputs(project, child, config, inputs)
@@ -314,7 +315,7 @@ def _compute(
             kept = project.cache.keep(result, parts, lambda folder: _copy(figures, folder))
     except BaseException as error:
         tracker.close(child, "FAILED" if isinstance(error, Exception) else "KILLED")
-        _tell("failed", stage, error=str(error))
+        tell("failed", stage, error=str(error))
         if isinstance(error, ClearwellError) or not isinstance(error, Exception):
             raise
         given = ", ".join(f"{name} {ref}" for name, ref in inputs.items() if ref is not None)
@@ -326,7 +327,7 @@ def _compute(
             run_id=child,
         ) from error
     tracker.close(child)
-    _tell("end", stage, seconds=kept.seconds)
+    tell("end", stage, seconds=kept.seconds)
     return kept
 
 

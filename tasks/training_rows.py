@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,3 +34,16 @@ def strangers(train: Dataset) -> NDArray[np.bool_]:
     if "out_of_distribution" not in train.column_names:
         return np.zeros(len(train), dtype=bool)
     return np.asarray(train["out_of_distribution"], dtype=bool)
+
+
+def usable_rows(split: Dataset, schema: ds.Schema, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the rows that a network could take: images that decode to the right shape, features that are finite."""
+    return np.array([row for row in rows if _usable(split[int(row)], schema)], dtype=np.int64)
+
+
+def _usable(row: dict[str, Any], schema: ds.Schema) -> bool:
+    if schema.kind != "image":
+        return all(row[column] is not None and np.isfinite(row[column]) for column in schema.features)
+    pixels = ds.decode(row["image"])
+    shape = schema.image_size if schema.channels == 1 else (*(schema.image_size or ()), 3)
+    return pixels is not None and pixels.shape == shape

@@ -76,7 +76,8 @@ def stage_progress() -> Iterator[None]:
                 progress.update(bar, total=facts["epochs"], completed=facts["epoch"], detail=text)
             else:
                 mark = {"end": "[green]✓[/]", "cached": "[cyan]↺[/]", "failed": "[red]✗[/]"}[event]
-                detail = {"cached": "from the cache", "failed": "failed"}.get(event, "done")
+                said = {"cached": "from the cache", "failed": "failed"}.get(event, "done")
+                detail = plain(str(facts.get("detail", said)))
                 progress.update(bar, total=1, completed=1, mark=mark, detail=detail)
                 progress.stop_task(bar)
 

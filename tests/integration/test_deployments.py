@@ -16,11 +16,23 @@ from prefect.states import Running
 
 from infra.deployments import ZOMBIES, start
 from infra.project import Project
+from infra.settings import settings
 from infra.zombies import crash_zombies
 from tests.tasks.test_watching import champion_of_digits, enlarged_digits, small_classifier
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
-NAMES = {"lifecycle", "label-audit", "pretrain", "adapt", "compress", "score", "drift-watch", "reconcile"}
+NAMES = {
+    "lifecycle",
+    "label-audit",
+    "pretrain",
+    "adapt",
+    "compare",
+    "compress",
+    "discover",
+    "score",
+    "drift-watch",
+    "reconcile",
+}
 
 
 @pytest.fixture
@@ -76,9 +88,15 @@ def test_deploying_again_changes_nothing(client, deployed):
     assert len(client.read_automations_by_name("clearwell: drift starts an adaptation")) == 1
 
 
-def test_drift_in_the_bucket_ends_in_a_candidate(client):
-    project, digits = Project(), enlarged_digits()
-    champion_of_digits(project, digits, small_classifier(digits))
+def test_drift_in_the_bucket_ends_in_a_candidate(client, monkeypatch):
+    digits = enlarged_digits()
+    with monkeypatch.context() as lenient:
+        lenient.setenv("CLEARWELL_GATES", '[{"metric": "source_accuracy", "split": "test", "at_least": 0.5}]')
+        settings.cache_clear()
+        made = champion_of_digits(Project(), digits, small_classifier(digits))
+        assert made.registered.evidence["alias"] == "champion", made.registered.evidence["refused"]
+    settings.cache_clear()
+    project = Project()
     bucket = project.object_store.buckets.data
 
     def land(rows, name):
