@@ -15,6 +15,7 @@ from tasks.discover import DiscoverConfig
 from tasks.discover import discover as grouping
 from tasks.ingest import ingest
 from tasks.tracked import summary, tracked
+from tasks.validate import ValidateConfig, validate
 
 
 def check_methods(names: Iterable[str]) -> None:
@@ -32,6 +33,7 @@ def discover(
     methods: tuple[str, ...] = (),
     config: DiscoverConfig = DiscoverConfig(),
     encoder: str = "",
+    checks: ValidateConfig = ValidateConfig(),
     command: str = "",
 ) -> dict[str, Any]:
     """Write each row's group, its proposed name and a confidence as a version of ``<name>-clustered``.
@@ -42,20 +44,28 @@ def discover(
         config: How groups are looked for.
         encoder: NAME@ALIAS or NAME@VERSION of a registered model whose network embeds the rows; empty takes
             the rows as they are.
+        checks: How rows are checked first; what fails is set aside.
         command: What a user types to continue after a failure.
     """
     chosen = [config.model_copy(update={"method": name}) for name in methods] or [config]
     check_methods([each.method for each in chosen])
-    given = {"data": data, "methods": [each.method for each in chosen], "discover": config, "encoder": encoder}
+    given = {
+        "data": data,
+        "validate": checks,
+        "methods": [each.method for each in chosen],
+        "discover": config,
+        "encoder": encoder,
+    }
     with tracked("discover", data, given, command=command or None) as run:
-        found = ingest(data).data
+        checked = validate(ingest(data).data, checks, run)
+        assert checked.data is not None
         network = None
         if encoder:
-            registered = find_model(encoder, found.name)
+            registered = find_model(encoder, checked.data.name)
             network = registered.origin or registered.model
-        results = [grouping(found, network, each, run) for each in chosen]
+        results = [grouping(checked.data, network, each, run) for each in chosen]
         return {
-            **summary(results),
+            **summary([checked, *results]),
             "clusters": {result.method: result.evidence["clusters"] for result in results},
             "versions": {result.method: str(result.data) for result in results},
         }

@@ -35,7 +35,7 @@ def run_discover(
         if server is not None:
             server.wait()
         with stage_progress():
-            found = discover(data, methods, config, encoder, shlex.join(["clearwell", *sys.argv[1:]]))
+            found = discover(data, methods, config, encoder, command=shlex.join(["clearwell", *sys.argv[1:]]))
     if as_json:
         print_json(found)
         return
