@@ -32,6 +32,17 @@ def nearest(squared_distances: Matrix) -> Labels:
     return squared_distances.argmin(axis=1).astype(np.int64)
 
 
+def margins(distances: Matrix) -> Matrix:
+    """How much nearer the nearest centre is than the second, (second - first) / second, (n, K) -> (n,).
+
+    In [0, 1]; 1 when there is one centre only.
+    """
+    if distances.shape[1] < 2:
+        return np.ones(len(distances))
+    first, second = np.partition(distances, 1, axis=1)[:, :2].T
+    return np.where(second > 0, (second - first) / np.where(second > 0, second, 1.0), 0.0)
+
+
 def bounded_assignment(squared_distances: Matrix, minimum: Labels, maximum: Labels) -> Labels:
     """Cheapest assignment of rows to centres with between ``minimum[k]`` and ``maximum[k]`` rows each.
 
