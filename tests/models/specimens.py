@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.datasets import load_digits
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
 
 from models.base import isolated_seed
 from models.networks.convnet import ConvEncoder
@@ -41,6 +43,8 @@ class Specimen:
     contract : dict of str to str, optional
         For a plain estimator of matrices: scikit-learn's own checks run on it, and these, each with its reason,
         are expected to fail.
+    contract_on : callable, optional
+        -> what these checks run on, where their rows have to be prepared for the method.
     """
 
     make: Callable[[], BaseEstimator]
@@ -49,6 +53,7 @@ class Specimen:
     rows: tuple[str, ...] = ("X",)
     labels: str | None = None
     contract: dict[str, str] | None = None
+    contract_on: Callable[[], BaseEstimator] | None = None
 
 
 SPECIMENS: dict[str, Callable[[], Specimen]] = {}
@@ -239,4 +244,231 @@ def r2d2() -> Specimen:
             "edges": sorted(fitted.graph_.edges(data=True)),
         },
         rows=(),
+    )
+
+
+@specimen("faster-pam")
+def faster_pam() -> Specimen:
+    from models.discover.faster_pam import FasterPAM
+
+    return Specimen(
+        make=lambda: FasterPAM(3, metric="euclidean", random_state=0),
+        arguments=lambda: {"X": load_digits().data[:60]},
+        answers=lambda fitted: {
+            "clusters": fitted.predict(load_digits().data[60:120]),
+            "distances": fitted.transform(load_digits().data[60:120]),
+        },
+        contract={},
+    )
+
+
+@specimen("tell")
+def tell() -> Specimen:
+    from models.discover.tell import TELL
+
+    def make() -> BaseEstimator:
+        small = {"latent_dim": 4, "hidden": (16,), "batch_size": 32, "center_init": "kmeans"}
+        return TELL(3, **small, warmup_epochs=1, epochs=2, random_state=0)
+
+    return Specimen(
+        make=make,
+        arguments=lambda: {"X": images(0, 96)},
+        answers=lambda fitted: {
+            "clusters": fitted.predict(images(100, 130)),
+            "codes": fitted.transform(images(100, 130)),
+            "centres": fitted.explain(),
+        },
+        contract={
+            "check_estimators_overwrite_params": "a pipeline fits the very steps it was given",
+            "check_dont_overwrite_parameters": "a pipeline fits the very steps it was given",
+        },
+        contract_on=lambda: make_pipeline(MinMaxScaler(clip=True), make()),  # its decoder draws values in [0, 1]
+    )
+
+
+@specimen("mlc")
+def mlc() -> Specimen:
+    from models.discover.mlc import MLC
+
+    small = {"feature_dim": 6, "eta": 1.0, "batch_size": 48, "tcr_epochs": 1, "epochs": 2}
+    return Specimen(
+        make=lambda: MLC(2, **small, random_state=0),
+        arguments=lambda: {"X": images(0, 96)},
+        answers=lambda fitted: {
+            "clusters": fitted.predict(images(100, 130)),
+            "features": fitted.transform(images(100, 130)),
+        },
+        contract={},
+    )
+
+
+@specimen("sp2ot")
+def sp2ot() -> Specimen:
+    from models.discover.sp2ot import SP2OTClustering
+
+    small = {"batch_size": 48, "bank_factor": 2, "pretrain_epochs": 2, "epochs": 2, "mm_max_iter": 3}
+    return Specimen(
+        make=lambda: SP2OTClustering(3, init="k-means", **small, random_state=0),
+        arguments=lambda: {"X": images(0, 96)},
+        answers=lambda fitted: {
+            "clusters": fitted.predict(images(100, 130)),
+            "probabilities": fitted.predict_proba(images(100, 130)),
+            "features": fitted.transform(images(100, 130)),
+        },
+        contract=dict.fromkeys(
+            (
+                "check_dont_overwrite_parameters",
+                "check_fit2d_1feature",
+                "check_fit2d_1sample",
+                "check_fit2d_predict1d",
+                "check_methods_subset_invariance",
+            ),
+            "one cluster, which the check asks for, is refused",
+        ),
+    )
+
+
+def partly_named(start: int, stop: int, known: int = 6) -> np.ndarray:
+    """The digits' labels, -1 from `known` on."""
+    target = load_digits().target[start:stop]
+    return np.where(target < known, target, -1)
+
+
+@specimen("tabular-ncd")
+def tabular_ncd() -> Specimen:
+    from models.discover.tabular_ncd import PBN
+
+    rows = load_digits().data[:130] / 16
+    return Specimen(
+        make=lambda: PBN(3, epochs=2, batch_size=32, random_state=0),
+        arguments=lambda: {"X": rows[:96].copy(), "y": partly_named(0, 96)},
+        answers=lambda fitted: {
+            "clusters": fitted.predict(rows[96:]),
+            "known": fitted.predict_known(rows[96:]),
+            "latents": fitted.transform(rows[96:]),
+        },
+        labels="y",
+    )
+
+
+@specimen("ncd-k-means")
+def ncd_k_means() -> Specimen:
+    from models.discover.ncd_k_means import NCDKMeans
+
+    rows = load_digits().data[:130] / 16
+    return Specimen(
+        make=lambda: NCDKMeans(3, n_init=2, random_state=0),
+        arguments=lambda: {"X": rows[:96].copy(), "y": partly_named(0, 96)},
+        answers=lambda fitted: {"clusters": fitted.predict(rows[96:]), "known": fitted.predict_known(rows[96:])},
+        labels="y",
+    )
+
+
+@specimen("ncd-spectral")
+def ncd_spectral() -> Specimen:
+    from sklearn.utils.validation import check_is_fitted
+
+    from models.discover.ncd_spectral import NCDSpectralClustering
+
+    def answers(fitted: Any) -> dict[str, Any]:
+        check_is_fitted(fitted)
+        return {"labels": fitted.labels_}
+
+    return Specimen(
+        make=lambda: NCDSpectralClustering(3, n_init=2, random_state=0),
+        arguments=lambda: {"X": load_digits().data[:96] / 16, "y": partly_named(0, 96)},
+        answers=answers,
+        labels="y",
+    )
+
+
+@specimen("gcd-gmm")
+def gcd_gmm() -> Specimen:
+    from models.discover.gcd_gmm import SemiSupervisedGMM
+
+    rows = load_digits().data[:130] / 16
+    small = {"n_components_pca": 6, "psi_scale": "within", "kmeans_n_init": 2}
+    return Specimen(
+        make=lambda: SemiSupervisedGMM(**small, random_state=0),
+        arguments=lambda: {"X": rows[:96].copy(), "y": partly_named(0, 96)},
+        answers=lambda fitted: {"classes": fitted.predict(rows[96:]), "log density": fitted.score_samples(rows[96:])},
+        labels="y",
+    )
+
+
+@specimen("gcd-gpc")
+def gcd_gpc() -> Specimen:
+    from models.discover.gcd_gpc import GPC
+
+    mixture = {"n_components_pca": 4, "psi_scale": "within", "kmeans_n_init": 2}
+    return Specimen(
+        make=lambda: GPC(new_encoder(), epochs=2, batch_size=32, gmm_params=mixture, random_state=0),
+        arguments=lambda: {"X": images(0, 96), "y": partly_named(0, 96)},
+        answers=lambda fitted: {
+            "classes": fitted.predict(images(100, 130)),
+            "features": fitted.transform(images(100, 130)),
+        },
+        labels="y",
+    )
+
+
+@specimen("latent-label-shift")
+def latent_label_shift() -> Specimen:
+    from models.discover.latent_label_shift import DDFA
+
+    def sources() -> np.ndarray:
+        """Even digits are mostly of the first source, odd ones of the second."""
+        return (load_digits().target[:120] % 2 + (np.arange(120) % 5 == 0)) % 2
+
+    rows = load_digits().data[:150] / 16
+    return Specimen(
+        make=lambda: DDFA(2, epochs=3, random_state=0),
+        arguments=lambda: {"X": rows[:120].copy(), "domains": sources()},
+        answers=lambda fitted: {
+            "probabilities": fitted.predict_proba(rows[120:]),
+            "classes": fitted.predict(rows[120:], np.zeros(30, dtype=np.int64)),
+            "sources": fitted.score_domain(rows[120:]),
+        },
+    )
+
+
+@specimen("ppp")
+def ppp() -> Specimen:
+    from models.discover.ppp import PPP
+
+    rows = load_digits().data[:150, 18:22] / 16
+    return Specimen(
+        make=lambda: PPP(k_range=(2, 4), n_runs=3, covariance_type="diag", random_state=0),
+        arguments=lambda: {"X": rows[:120].copy()},
+        answers=lambda fitted: {"labels": fitted.predict(rows[120:]), "sure": fitted.separability(rows[120:])},
+        contract={},
+    )
+
+
+@specimen("ila-sdp")
+def ila_sdp() -> Specimen:
+    from models.discover.ila_sdp import ILASDP
+
+    rows = load_digits().data[:80, 18:22] / 16
+    small = {"max_iter": 2, "n_init": 1, "sdp_max_iter": 100}
+    return Specimen(
+        make=lambda: ILASDP(n_clusters=2, **small, random_state=0),
+        arguments=lambda: {"X": rows[:40].copy()},
+        answers=lambda fitted: {"labels": fitted.predict(rows[40:]), "score": fitted.score(rows[40:])},
+        contract={},
+    )
+
+
+@specimen("clusternet")
+def clusternet() -> Specimen:
+    from models.discover.clusternet import ClusterNet
+
+    small = {"max_clusters": 4, "n_points": 48, "batch_size": 2, "pretrain_steps": 3}
+    return Specimen(
+        make=lambda: ClusterNet(**small, random_state=0),
+        arguments=lambda: {"X": load_digits().data[:60, [20, 43]]},
+        answers=lambda fitted: {
+            "groups": fitted.predict(load_digits().data[60:120, [20, 43]]),
+            "probabilities": fitted.predict_proba(load_digits().data[60:120, [20, 43]]),
+        },
     )
