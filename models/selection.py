@@ -14,11 +14,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.utils.data import Sampler
 
 Budget = int | float
+BUDGET: list[Any] = [Interval(Integral, None, None, closed="neither"), Interval(Real, None, None, closed="neither")]
+"""Of the parameter `budget`, for ``_parameter_constraints``: a number; :func:`kept_rows` says which will do."""
 
 
 def kept_rows(budget: Budget, n: int, *, name: str = "budget", of: str = "rows") -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +14,52 @@ from torch import Tensor
 
 from models.base import isolated_seed, predict_in_batches
 from models.networks.heads import SplitClassifier
+from models.networks.mlp import MLPEncoder
 from models.training import ClassifierTrainer, Row, Trainer, cosine, sgd
+
+ClassifierSpec = torch.nn.Module | Callable[[], torch.nn.Module] | None
+
+
+def make_classifier(spec: ClassifierSpec, shape: Sequence[int], n_classes: int, *, name: str = "model") -> Any:
+    """A classifier that may be trained without changing `spec`.
+
+    Parameters
+    ----------
+    spec : nn.Module, callable or None
+        A module (copied, weights included), a function that makes a fresh one, or None for a network of two hidden
+        layers of 256 units.
+    shape : sequence of int
+        Of one sample.
+    n_classes : int
+    name : str
+        What the messages call the argument.
+
+    Returns
+    -------
+    nn.Module
+        Rows (B, *shape) -> logits (B, at least n_classes).
+
+    Raises
+    ------
+    ValueError
+        If the function gives no module, or the network does not take such samples or gives too few logits.
+    """
+    if spec is None:
+        return SplitClassifier(MLPEncoder(math.prod(shape), (256, 256), batch_norm=False), n_classes, None)
+    made: Any = copy.deepcopy(spec) if isinstance(spec, torch.nn.Module) else spec()
+    if not isinstance(made, torch.nn.Module):
+        raise ValueError(f"{name} must return an nn.Module, got {type(made).__name__}.")
+    try:
+        logits = predict_in_batches(made, torch.zeros(2, *shape), device=next(iter(made.parameters())).device)
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{name} does not take samples shaped {tuple(shape)}: {error}. Give a network made for them."
+        ) from error
+    if logits.ndim != 2 or logits.shape[1] < n_classes:
+        raise ValueError(
+            f"{name} must give logits shaped (n, {n_classes}), one a class, got {tuple(logits.shape)} for 2 samples."
+        )
+    return made
 
 
 def train_classifier(
