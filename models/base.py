@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
 from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 UNLABELLED = -1
@@ -168,8 +170,63 @@ def check_rows(X: ArrayLike | Tensor, *, name: str = "X", minimum: int = 1) -> T
     Tensor, (n, d) or (n, C, H, W)
     """
     if np.ndim(X) == 2:
-        return torch.from_numpy(check_embeddings(X, name=name, minimum=minimum)).float()
+        return torch.from_numpy(check_embeddings(X, name=name, minimum=minimum).astype(np.float32))
     return check_images(X, name=name, minimum=minimum)
+
+
+def check_samples(estimator: BaseEstimator, X: ArrayLike | Tensor, *, reset: bool, minimum: int = 1) -> Tensor:
+    """:func:`check_rows` for an estimator, with scikit-learn's records of what ``fit`` saw.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        With `reset` it gets ``n_features_in_``, ``sample_shape_`` and, from a table, ``feature_names_in_``;
+        otherwise `X` has to agree with them.
+    X : array, tensor or table, (n, d), (n, H, W) or (n, C, H, W)
+    reset : bool
+        True in ``fit``.
+
+    Raises
+    ------
+    ValueError
+        As :func:`check_rows`; for a flat array; for samples of another shape than in fit.
+    """
+    X = X if hasattr(X, "ndim") else np.asarray(X)
+    if X.ndim < 2:
+        raise ValueError(
+            f"X must be rows shaped (n, d) or images shaped (n, C, H, W), got an array shaped {tuple(X.shape)}. "
+            "Reshape your data: X.reshape(1, -1) makes one row of it."
+        )
+    rows = check_rows(X, minimum=minimum)
+    if rows.ndim == 2:
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
+    if reset:
+        estimator.sample_shape_, estimator.n_features_in_ = tuple(rows.shape[1:]), rows[0].numel()
+    elif tuple(rows.shape[1:]) != estimator.sample_shape_:
+        raise ValueError(
+            f"X must hold samples shaped {estimator.sample_shape_} as in fit, got {tuple(rows.shape[1:])}."
+        )
+    return rows
+
+
+def check_enough_rows(rows: Tensor, n_clusters: int) -> None:
+    """Refuse to look for more clusters than there are distinct rows.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer rows, or fewer distinct rows, than `n_clusters`.
+    """
+    if len(rows) < n_clusters:
+        raise ValueError(f"n_samples={len(rows)} must be at least n_clusters={n_clusters}. Ask for fewer clusters.")
+    distinct: set[bytes] = set()
+    for row in rows.flatten(1).numpy():
+        distinct.add(row.tobytes())
+        if len(distinct) >= n_clusters:
+            return
+    raise ValueError(
+        f"X holds {len(distinct)} distinct rows, fewer than n_clusters={n_clusters}. Ask for fewer clusters."
+    )
 
 
 def predict_in_batches(network: Any, X: Tensor, batch_size: int = 1024, device: str | torch.device = "cpu") -> Tensor:

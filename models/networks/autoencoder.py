@@ -1,8 +1,10 @@
-"""A convolutional denoising autoencoder (Vincent et al., 2008) whose pooled bottleneck describes an image."""
+"""Autoencoders: a convolutional denoising one (Vincent et al., 2008), and small ones with a short code."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -84,3 +86,132 @@ class DenoisingAutoencoder(nn.Module):
         height, width = images.shape[-2:]
         top, left = (-height % self.factor) // 2, (-width % self.factor) // 2
         return self.up(self.bottleneck(noisy))[..., top : top + height, left : left + width]
+
+
+@network("conv-autoencoder")
+class ConvAutoencoder(nn.Module):
+    """Square images to a short code through four convolutions and two linear layers, and back.
+
+    Parameters
+    ----------
+    shape : (C, H, W)
+        Of one image; H = W, divisible by 4.
+    latent_dim : int
+        Width of the code, which passes no activation.
+
+    Attributes
+    ----------
+    encoder, decoder : nn.Module
+        Images (B, C, H, W) -> codes (B, latent_dim) -> images in (0, 1).
+
+    Raises
+    ------
+    ValueError
+        For images that are not square with sides divisible by 4.
+
+    References
+    ----------
+    The networks of Peng et al., "XAI Beyond Classification: Interpretable Neural Clustering", JMLR 23, 2022.
+
+    Examples
+    --------
+    >>> import torch
+    >>> autoencoder = ConvAutoencoder((1, 8, 8), latent_dim=3)
+    >>> code = autoencoder.encoder(torch.zeros(2, 1, 8, 8))
+    >>> code.shape, autoencoder.decoder(code).shape
+    (torch.Size([2, 3]), torch.Size([2, 1, 8, 8]))
+    """
+
+    def __init__(self, shape: Sequence[int], latent_dim: int = 10) -> None:
+        super().__init__()
+        channels, height, width = shape
+        if height != width or height % 4:
+            raise ValueError(
+                f"Images must be square with sides divisible by 4, got {height}x{width}. Pad or crop them."
+            )
+        side = height // 4
+        self.encoder = nn.Sequential(
+            conv_unit(channels, 16),
+            conv_unit(16, 32, stride=2),
+            conv_unit(32, 32),
+            conv_unit(32, 16, stride=2),
+            nn.Flatten(),
+            nn.Linear(16 * side**2, 256),
+            nn.ReLU(),
+            nn.Linear(256, latent_dim),
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_dim, 256),
+            nn.ReLU(),
+            nn.Linear(256, 16 * side**2),
+            nn.Unflatten(1, (16, side, side)),
+            *_widening_unit(16, 32, stride=2),
+            *_widening_unit(32, 32),
+            *_widening_unit(32, 16, stride=2),
+            nn.ConvTranspose2d(16, channels, 3, padding=1),
+            nn.Sigmoid(),
+        )
+
+
+def _widening_unit(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+    """Transposed convolution that multiplies the sides by `stride`, batch normalisation, ReLU."""
+    layer = nn.ConvTranspose2d(inputs, outputs, 3, stride, padding=1, output_padding=stride - 1, bias=False)
+    return [layer, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+@network("mlp-autoencoder")
+class MLPAutoencoder(nn.Module):
+    """Rows or flattened images to a short code through linear layers with ReLU, and back.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of one sample.
+    latent_dim : int
+        Width of the code, which passes no activation.
+    hidden : sequence of int
+        Widths of the encoder's hidden layers; the decoder mirrors them.
+    dropout : float
+        Before every layer of the encoder.
+
+    Attributes
+    ----------
+    encoder, decoder : nn.Module
+        Samples (B, ...) -> codes (B, latent_dim) -> samples in (0, 1).
+
+    Examples
+    --------
+    >>> import torch
+    >>> autoencoder = MLPAutoencoder((6,), latent_dim=2, hidden=(8, 4))
+    >>> code = autoencoder.encoder(torch.zeros(3, 6))
+    >>> code.shape, autoencoder.decoder(code).shape
+    (torch.Size([3, 2]), torch.Size([3, 6]))
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        latent_dim: int = 10,
+        hidden: Sequence[int] = (500, 500, 2000),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        widths = [math.prod(shape), *hidden, latent_dim]
+        inward = [layer for pair in pairwise(widths) for layer in (nn.Dropout(dropout), nn.Linear(*pair), nn.ReLU())]
+        outward = [layer for pair in pairwise(widths[::-1]) for layer in (nn.Linear(*pair), nn.ReLU())]
+        self.encoder = nn.Sequential(nn.Flatten(), *inward[:-1])
+        self.decoder = nn.Sequential(*outward[:-1], nn.Sigmoid(), nn.Unflatten(1, tuple(shape)))
+
+
+@network("paired-autoencoder")
+class PairedAutoencoder(nn.Module):
+    """An encoder and a decoder of the user's own, side by side.
+
+    Parameters
+    ----------
+    encoder, decoder : nn.Module
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder

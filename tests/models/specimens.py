@@ -472,3 +472,27 @@ def clusternet() -> Specimen:
             "probabilities": fitted.predict_proba(load_digits().data[60:120, [20, 43]]),
         },
     )
+
+
+@specimen("tell")
+def tell() -> Specimen:
+    from models.discover.tell import TELL
+
+    def make() -> BaseEstimator:
+        small = {"latent_dim": 4, "hidden": (16,), "batch_size": 32, "center_init": "kmeans"}
+        return TELL(3, **small, warmup_epochs=1, epochs=2, random_state=0)
+
+    return Specimen(
+        make=make,
+        arguments=lambda: {"X": images(0, 96)},
+        answers=lambda fitted: {
+            "clusters": fitted.predict(images(100, 130)),
+            "codes": fitted.transform(images(100, 130)),
+            "centres": fitted.explain(),
+        },
+        contract={
+            "check_estimators_overwrite_params": "a pipeline fits the very steps it was given",
+            "check_dont_overwrite_parameters": "a pipeline fits the very steps it was given",
+        },
+        contract_on=lambda: make_pipeline(MinMaxScaler(clip=True), make()),  # its decoder draws values in [0, 1]
+    )

@@ -1,12 +1,23 @@
 """Seeds kept to themselves, and input checked at the border."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import sparse
+from sklearn.base import BaseEstimator
 from torch import nn
 
-from models.base import check_embeddings, check_images, check_labels, isolated_seed, predict_in_batches, seed_from
+from models.base import (
+    check_embeddings,
+    check_enough_rows,
+    check_images,
+    check_labels,
+    check_samples,
+    isolated_seed,
+    predict_in_batches,
+    seed_from,
+)
 
 
 def draws():
@@ -154,3 +165,36 @@ def test_prediction_puts_the_mode_back_after_an_error():
 
 def test_prediction_takes_a_plain_function():
     assert predict_in_batches(lambda x: x + 1, torch.zeros(5, 2), batch_size=2).tolist() == [[1.0, 1.0]] * 5
+
+
+def test_samples_are_checked_against_those_of_fit():
+    estimator = BaseEstimator()
+    table = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]})
+    assert check_samples(estimator, table, reset=True).dtype == torch.float32
+    assert (estimator.n_features_in_, estimator.sample_shape_) == (2, (2,))
+    assert estimator.feature_names_in_.tolist() == ["a", "b"]
+    with pytest.raises(ValueError, match="feature names should match"):
+        check_samples(estimator, table[["b", "a"]], reset=False)
+    unnamed = BaseEstimator()
+    check_samples(unnamed, table.to_numpy(), reset=True)
+    with pytest.raises(ValueError, match="X has 3 features, but BaseEstimator is expecting 2"):
+        check_samples(unnamed, np.zeros((1, 3)), reset=False)
+
+
+def test_image_samples_keep_their_shape():
+    estimator = BaseEstimator()
+    assert check_samples(estimator, np.zeros((3, 4, 5)), reset=True).shape == (3, 1, 4, 5)
+    assert (estimator.n_features_in_, estimator.sample_shape_) == (20, (1, 4, 5))
+    with pytest.raises(ValueError, match=r"samples shaped \(1, 4, 5\) as in fit, got \(1, 5, 4\)"):
+        check_samples(estimator, np.zeros((3, 5, 4)), reset=False)
+    with pytest.raises(ValueError, match="Reshape your data"):
+        check_samples(estimator, np.zeros(20), reset=False)
+
+
+def test_clusters_need_as_many_distinct_rows():
+    rows = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+    check_enough_rows(rows, 2)
+    with pytest.raises(ValueError, match="X holds 2 distinct rows, fewer than n_clusters=3"):
+        check_enough_rows(rows, 3)
+    with pytest.raises(ValueError, match="n_samples=3 must be at least n_clusters=4"):
+        check_enough_rows(rows, 4)

@@ -9,6 +9,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from models.base import isolated_seed
 from models.networks import build
+from models.networks.autoencoder import ConvAutoencoder, MLPAutoencoder, PairedAutoencoder
 from models.networks.convnet import ConvEncoder
 from models.networks.heads import ProjectingClassifier, ProjectionHead, SplitClassifier
 from models.networks.mlp import MLPEncoder
@@ -175,3 +176,37 @@ def test_the_unet_learns_which_half_of_an_image_is_bright():
             optimizer.step()
         assert (network.eval()(x).argmax(1) == y).float().mean() > 0.95
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters() if p.ndim > 1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ConvAutoencoder((1, 12, 12), latent_dim=3),
+        lambda: MLPAutoencoder((1, 12, 12), latent_dim=3, hidden=(20, 10), dropout=0.5),
+        lambda: PairedAutoencoder(MLPEncoder(144, (3,)), MLPEncoder(3, (144,))),
+    ],
+)
+def test_an_autoencoder_gives_short_codes_draws_samples_and_is_rebuilt(make):
+    autoencoder = make().eval()
+    codes = autoencoder.encoder(IMAGES)
+    drawn = autoencoder.decoder(codes)
+    assert codes.shape == (3, 3)
+    assert drawn.numel() == IMAGES.numel()
+    again = build(json.loads(json.dumps(autoencoder.architecture))).eval()
+    again.load_state_dict(autoencoder.state_dict())
+    assert torch.equal(again.decoder(again.encoder(IMAGES)), drawn)
+    if not isinstance(autoencoder, PairedAutoencoder):
+        assert drawn.shape == IMAGES.shape
+        assert (drawn.min() > 0, drawn.max() < 1) == (True, True)
+
+
+def test_dropout_stands_before_every_layer_of_the_encoder_and_none_of_the_decoder():
+    autoencoder = MLPAutoencoder((6,), hidden=(5, 4), dropout=0.2)
+    kinds = [type(layer).__name__ for layer in autoencoder.encoder]
+    assert kinds == ["Flatten", *["Dropout", "Linear", "ReLU"] * 2, "Dropout", "Linear"]
+    assert not any(isinstance(layer, nn.Dropout) for layer in autoencoder.decoder)
+
+
+def test_images_that_can_not_be_halved_twice_are_refused():
+    with pytest.raises(ValueError, match="square with sides divisible by 4, got 12x10"):
+        ConvAutoencoder((1, 12, 10))
