@@ -474,25 +474,99 @@ def clusternet() -> Specimen:
     )
 
 
-@specimen("tell")
-def tell() -> Specimen:
-    from models.discover.tell import TELL
-
-    def make() -> BaseEstimator:
-        small = {"latent_dim": 4, "hidden": (16,), "batch_size": 32, "center_init": "kmeans"}
-        return TELL(3, **small, warmup_epochs=1, epochs=2, random_state=0)
+@specimen("rs2")
+def rs2() -> Specimen:
+    from models.curate.rs2 import RS2Trainer
 
     return Specimen(
-        make=make,
-        arguments=lambda: {"X": images(0, 96)},
-        answers=lambda fitted: {
-            "clusters": fitted.predict(images(100, 130)),
-            "codes": fitted.transform(images(100, 130)),
-            "centres": fitted.explain(),
-        },
-        contract={
-            "check_estimators_overwrite_params": "a pipeline fits the very steps it was given",
-            "check_dont_overwrite_parameters": "a pipeline fits the very steps it was given",
-        },
-        contract_on=lambda: make_pipeline(MinMaxScaler(clip=True), make()),  # its decoder draws values in [0, 1]
+        make=lambda: RS2Trainer(trained_classifier(), fraction=0.5, n_rounds=3, batch_size=12, random_state=0),
+        arguments=lambda: {"X": images(0, 60)[:, None], "y": labels(0, 60)},
+        answers=lambda fitted: {"classes": fitted.predict(images(60, 90)[:, None])},
+        labels="y",
     )
+
+
+@specimen("select")
+def select() -> Specimen:
+    from models.curate.curation_strategies import EmbeddingLookup, ExpertSubset, LabelledSet
+    from models.curate.select_benchmark import CurationBenchmark
+    from models.curate.shift_evaluations import Accuracy, ShiftTrainer
+
+    suite = {"base": [Accuracy(images(200, 260), labels(200, 260))]}
+    return Specimen(
+        make=lambda: CurationBenchmark(trainer=ShiftTrainer(2), size=30, eval_suite=suite, seeds=(0,)),
+        arguments=lambda: {
+            "strategies": [ExpertSubset(), EmbeddingLookup()],
+            "gold": LabelledSet(images(0, 60), labels(0, 60)),
+            "pool": LabelledSet(images(60, 160), np.full(100, -1)),
+        },
+        answers=lambda fitted: {"table": fitted.report_.table, "markdown": fitted.report_.to_markdown()},
+        rows=(),
+    )
+
+
+def subset_specimen(make: Callable[[], BaseEstimator], labelled: bool = True) -> Specimen:
+    """An example of a selection made once."""
+    given: dict[str, Any] = {"X": images(0, 60)} | ({"y": labels(0, 60)} if labelled else {})
+    return Specimen(
+        make=make,
+        arguments=lambda: {name: value.copy() for name, value in given.items()},
+        answers=lambda fitted: {"kept": fitted.select(images(0, 60)), "rows": fitted.indices_},
+        labels="y" if labelled else None,
+    )
+
+
+@specimen("random-subset")
+def random_subset() -> Specimen:
+    from models.curate.baselines import RandomSubset
+
+    return subset_specimen(lambda: RandomSubset(0.2, random_state=0), labelled=False)
+
+
+@specimen("stratified-subset")
+def stratified_subset() -> Specimen:
+    from models.curate.baselines import StratifiedSubset
+
+    return subset_specimen(lambda: StratifiedSubset(0.2, random_state=0))
+
+
+@specimen("k-centre")
+def k_centre() -> Specimen:
+    from models.curate.baselines import KCentre
+
+    return subset_specimen(lambda: KCentre(0.2, random_state=0), labelled=False)
+
+
+@specimen("herding")
+def herding() -> Specimen:
+    from models.curate.baselines import Herding
+
+    return subset_specimen(lambda: Herding(0.2))
+
+
+@specimen("margin")
+def margin() -> Specimen:
+    from models.curate.trained_scores import Margin
+
+    return subset_specimen(lambda: Margin(0.2, epochs=2, n_models=2, batch_size=16, random_state=0))
+
+
+@specimen("el2n")
+def el2n() -> Specimen:
+    from models.curate.trained_scores import EL2N
+
+    return subset_specimen(lambda: EL2N(0.2, epochs=2, n_models=2, batch_size=16, random_state=0))
+
+
+@specimen("grand")
+def grand() -> Specimen:
+    from models.curate.trained_scores import GraNd
+
+    return subset_specimen(lambda: GraNd(0.2, epochs=2, n_models=2, batch_size=16, random_state=0))
+
+
+@specimen("forgetting")
+def forgetting() -> Specimen:
+    from models.curate.trained_scores import Forgetting
+
+    return subset_specimen(lambda: Forgetting(0.2, epochs=3, batch_size=16, random_state=0))
