@@ -40,6 +40,15 @@ def portion(index: Tensor) -> Tensor:
     return index[: len(index) - len(index) % size][rank() :: size] if size > 1 else index
 
 
+def gathered(rows: Tensor) -> Tensor:
+    """Rows of all processes in the order of their ranks, without gradients; each must give equally many."""
+    if processes() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(processes())]
+    dist.all_gather(parts, rows.detach().contiguous())
+    return torch.cat(parts)
+
+
 class Averaged:
     """Losses whose gradients are averaged over the processes, by torch's DistributedDataParallel.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -151,6 +151,100 @@ def _largest_change(new: Tensor, old: Tensor) -> float:
     return float((new - old)[finite].abs().max()) if finite.any() else 0.0
 
 
+SCALING_ROUNDS = 100
+"""Rounds on one kernel before the potentials are taken into it."""
+SCALING_RANGE = 1e50
+"""Factors beyond this, or below its inverse, are taken into the kernel at once."""
+
+
+@torch.no_grad()
+def stabilised_scaling(
+    cost: Tensor,
+    b: Tensor,
+    column_relaxation: Tensor,
+    epsilon: float = 0.05,
+    iterations: int = 1000,
+    tolerance: float = 1e-6,
+    g: Tensor | None = None,
+) -> Transport:
+    """Entropic transport of n rows of mass 1/n, where each column's marginal has its own weight.
+
+    Many times faster than :func:`sinkhorn` on one problem without gradients: rounds are two products with the kernel
+    ``exp((f_i + g_j - C_ij) / epsilon)``, whose potentials are renewed in the log domain now and then (Schmitzer,
+    2019, algorithm 2). The last update is that of the rows, whose sums are exact.
+
+    Parameters
+    ----------
+    cost : Tensor, (n, m)
+        Finite; of any sign. Solved in float64.
+    b : Tensor, (m,)
+        Positive masses that sum to 1.
+    column_relaxation : Tensor, (m,)
+        Weight of the Kullback-Leibler penalty on each column's mass, the same for all that are relaxed; infinite
+        where the mass is exact.
+    epsilon, iterations, tolerance
+        As in :func:`sinkhorn`.
+    g : Tensor, (m,), optional
+        Potentials of the columns to start from: those of a similar problem save rounds.
+
+    References
+    ----------
+    T. Sejourne, F.-X. Vialard and G. Peyre, "Faster Unbalanced Optimal Transport: Translation Invariant Sinkhorn and
+    1-D Frank-Wolfe", AISTATS 2022: the shift of the potentials in each round.
+    B. Schmitzer, "Stabilized Sparse Scaling Algorithms for Entropy Regularized Transport Problems", SIAM Journal on
+    Scientific Computing 41(3), 2019.
+
+    Examples
+    --------
+    >>> import torch
+    >>> cost, half = torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([0.5, 0.5])
+    >>> sizes = [stabilised_scaling(cost, half, torch.full((2,), weight)).plan.sum(0) for weight in (0.1, 10.0)]
+    >>> [[round(float(size), 2) for size in pair] for pair in sizes]
+    [[1.0, 0.0], [0.52, 0.48]]
+    """
+    scores = -cost.double() / epsilon
+    n, log_b, weights = len(scores), b.to(scores).log(), column_relaxation.to(scores) / epsilon
+    power = torch.where(weights.isinf(), 1.0, weights / (weights + 1))
+    g = torch.zeros_like(log_b) if g is None else g.to(scores) / epsilon
+    f = -math.log(n) - torch.logsumexp(scores + g, 1)
+    error, rounds = math.inf, 0
+    while rounds < iterations and error >= tolerance:
+        before = f
+        g = power * (log_b - torch.logsumexp(scores + f[:, None], 0))
+        g = g + _best_shift(g, log_b, weights)
+        f = -math.log(n) - torch.logsumexp(scores + g, 1)
+        error, rounds = float((torch.exp(before - f) - 1).abs().mean()), rounds + 1
+        kernel = torch.exp(scores + f[:, None] + g)
+        target, u, v = torch.exp(power * log_b + (power - 1) * g), torch.ones_like(f), torch.ones_like(g)
+        for _ in range(min(SCALING_ROUNDS, iterations - rounds)):
+            if error < tolerance:
+                break
+            new_v = target / (u @ kernel) ** power
+            new_v = new_v * torch.exp(_best_shift(g + new_v.log(), log_b, weights))
+            row_sums = kernel @ new_v
+            new_u = 1 / (n * row_sums)
+            extreme = torch.stack([new_v.max(), 1 / new_v.min(), new_u.max(), 1 / new_u.min()]).max()
+            if not extreme < SCALING_RANGE:
+                break
+            error, rounds = float((u * row_sums * n - 1).abs().mean()), rounds + 1
+            u, v = new_u, new_v
+        f, g = f + u.log(), g + v.log()
+    return Transport(torch.exp(scores + f[:, None] + g), f * epsilon, g * epsilon, rounds, error)
+
+
+def _best_shift(g: Tensor, log_b: Tensor, weights: Tensor) -> Tensor:
+    """The c for which (f - c, g + c) has the best dual value: the plan is the same, the relaxed columns gain.
+
+    Without it this shift converges at the pace of the mass of the relaxed columns (Sejourne, Vialard and Peyre, 2022);
+    closed form where all relaxed columns have one weight.
+    """
+    relaxed = ~weights.isinf()
+    if not relaxed.any():
+        return g.new_zeros(())
+    weight, mass = weights[relaxed].max(), log_b[relaxed]
+    return weight * (torch.logsumexp(mass - g[relaxed] / weight, 0) - torch.logsumexp(mass, 0))
+
+
 def transport_cost(cost: Tensor, transport: Transport) -> Tensor:
     """<P, C> of each problem, (...)."""
     return (cost * transport.plan).sum(dim=(-2, -1))
@@ -198,3 +292,78 @@ def earth_mover(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) 
     if log["warning"] is not None:
         raise RuntimeError(f"The exact transport was not solved: {log['warning']}")
     return torch.from_numpy(plan).to(cost), torch.tensor(log["cost"]).to(cost)
+
+
+def doubly_stochastic(scores: Tensor, epsilon: float = 1.0, iterations: int = 50, tolerance: float = 5e-6) -> Tensor:
+    """The doubly stochastic P with the largest <P, scores> + epsilon * entropy(P), for symmetric scores.
+
+    It is ``exp(scores_ij / epsilon + f_i + f_j)`` with all row and column sums 1, so it stays symmetric. Each round
+    moves f half the way to rows that sum to 1 (Knight, Ruiz and Ucar, 2014). For scores that are inner products the
+    error at least halves in each round, however well the rows are grouped; alternating rows and columns would slow
+    down as the groups get clear. Gradients are those of the fixed point: one linear system, not the rounds.
+
+    Parameters
+    ----------
+    scores : Tensor, (..., n, n)
+        Symmetric and finite.
+    epsilon : float
+        In units of the scores: small nears a permutation, large the uniform matrix.
+    iterations : int
+        The most rounds.
+    tolerance : float
+        Stop when no row sum is further than this from 1.
+
+    Returns
+    -------
+    Tensor, (..., n, n)
+
+    Raises
+    ------
+    ValueError
+        For scores that are not square, symmetric and finite, or a non-positive `epsilon`.
+
+    References
+    ----------
+    P. A. Knight, D. Ruiz and B. Ucar, "A Symmetry Preserving Algorithm for Matrix Scaling", SIAM Journal on Matrix
+    Analysis and Applications 35, 2014.
+
+    Examples
+    --------
+    >>> import torch
+    >>> doubly_stochastic(torch.tensor([[2.0, 0.0], [0.0, 0.0]])).round(decimals=3).tolist()
+    [[0.731, 0.269], [0.269, 0.731]]
+    """
+    if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2] or not scores.is_floating_point():
+        raise ValueError(f"scores must be floats shaped (..., n, n), got {scores.dtype} shaped {tuple(scores.shape)}.")
+    if not torch.isfinite(scores).all():
+        raise ValueError("scores contains NaN or infinite entries.")
+    if epsilon <= 0:
+        raise ValueError(f"epsilon must be positive, got {epsilon}.")
+    gap = float((scores - scores.mT).detach().abs().max()) if scores.numel() else 0.0
+    if gap > 1e-4 * max(1.0, float(scores.detach().abs().max())):
+        raise ValueError(f"scores must be symmetric, but entries mirrored differ by up to {gap:.3g}.")
+    return _SymmetricScaling.apply((scores + scores.mT) / (2 * epsilon), iterations, tolerance)
+
+
+class _SymmetricScaling(torch.autograd.Function):
+    """exp(S_ij + f_i + f_j) with rows that sum to 1; the gradient follows from (I + P) df = -(P o dS) 1."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, iterations: int, tolerance: float) -> Tensor:
+        f = torch.zeros_like(scores[..., 0])
+        for _ in range(iterations):
+            excess = torch.logsumexp(scores + f.unsqueeze(-2), -1) + f
+            if float(excess.abs().max()) < tolerance:
+                break
+            f = f - excess / 2
+        plan = torch.exp(scores + (f.unsqueeze(-1) + f.unsqueeze(-2)))  # symmetric to the last bit
+        ctx.save_for_backward(plan)
+        return plan
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (plan,) = ctx.saved_tensors
+        direct = gradient * plan
+        identity = torch.eye(plan.shape[-1], dtype=plan.dtype, device=plan.device)
+        moved = torch.linalg.solve(plan + identity, direct.sum(-1) + direct.sum(-2))
+        return direct - moved.unsqueeze(-1) * plan, None, None

@@ -46,6 +46,14 @@ def pooled(features: Tensor) -> Tensor:
     return features.mean(dim=(2, 3)) if features.ndim == 4 else features.flatten(1)
 
 
+class Pooled(nn.Module):
+    """:func:`pooled` as a layer."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps or rows -> rows (B, d)."""
+        return pooled(features)
+
+
 def feature_width(encoder: nn.Module, example: Tensor) -> int:
     """Width of ``pooled(encoder(x))``, found with one image `example` (1, C, H, W) in eval mode.
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from models.augment import Clipped, View, contrastive
 from models.base import UNLABELLED, check_images, check_labels, isolated_seed, predict_in_batches
 from models.losses import nt_xent
-from models.networks.encoders import EncoderSpec, at_rest, feature_width, for_training, make_encoder, pooled
+from models.networks.encoders import EncoderSpec, Pooled, at_rest, feature_width, for_training, make_encoder, pooled
 from models.networks.heads import ProjectionHead
 from models.pretrain.cluster_batches import (
     Labels,
@@ -78,14 +78,6 @@ class ContrastiveNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> projections (B, d)."""
         return self.projection(pooled(self.encoder(images)))
-
-
-class Pooled(nn.Module):
-    """:func:`~models.networks.encoders.pooled` as a layer."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Maps or rows -> rows (B, d)."""
-        return pooled(features)
 
 
 class GSimCLRTrainer(Trainer):

@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.datasets import load_digits
 
-from models.transport import earth_mover, sinkhorn, transport_cost
+from models.transport import doubly_stochastic, earth_mover, sinkhorn, stabilised_scaling, transport_cost
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +170,109 @@ def test_bad_problems_are_refused(solve, cost, a, message):
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match="epsilon and relaxation must be positive"):
         sinkhorn(torch.zeros(2, 2), **settings)
+
+
+@pytest.mark.parametrize(("epsilon", "weight"), [(0.05, 0.5), (0.01, 0.1), (0.05, math.inf)])
+def test_stabilised_scaling_finds_the_plan_of_sinkhorn(digits_cost, masses, epsilon, weight):
+    b, rows = masses[1], torch.full((12,), 1 / 12, dtype=torch.float64)
+    found = stabilised_scaling(digits_cost, b, torch.full((9,), weight), epsilon, 20_000, 1e-12)
+    reference = sinkhorn(digits_cost, rows, b, epsilon, 20_000, 1e-12, (math.inf, weight))
+    torch.testing.assert_close(found.plan, reference.plan, atol=1e-9, rtol=1e-6)
+    torch.testing.assert_close(found.plan.sum(1), rows)
+
+
+def test_stabilised_scaling_survives_costs_far_beyond_the_range_of_a_double(digits_cost, masses):
+    found = stabilised_scaling(1000 * digits_cost - 400, masses[1], torch.full((9,), math.inf), 0.05, 100_000, 1e-6)
+    exact, _ = earth_mover(digits_cost, b=masses[1])
+    assert torch.isfinite(found.plan).all()
+    assert float((digits_cost * found.plan).sum()) == pytest.approx(float((digits_cost * exact).sum()), rel=1e-3)
+
+
+def test_columns_are_relaxed_one_by_one(digits_cost, masses):
+    weights = torch.full((9,), 0.1)
+    weights[3] = math.inf
+    sizes = stabilised_scaling(digits_cost, masses[1], weights, 0.05, 5000, 1e-12).plan.sum(0)
+    assert float(sizes[3]) == pytest.approx(float(masses[1][3]), abs=1e-9)
+    assert float((sizes - masses[1]).abs().max()) > 1e-3
+
+
+def test_scaling_from_the_solution_takes_a_round(digits_cost, masses):
+    weights = torch.full((9,), 0.5)
+    first = stabilised_scaling(digits_cost, masses[1], weights, 0.05, 5000, 1e-10)
+    again = stabilised_scaling(digits_cost, masses[1], weights, 0.05, 5000, 1e-9, g=first.g)
+    assert first.iterations > 5
+    assert again.iterations <= 2
+    torch.testing.assert_close(again.plan, first.plan)
+
+
+# ---- doubly stochastic scaling ----------------------------------------------------------------------------
+
+
+def grouped_scores(groups=3, each=8, noise=0.3):
+    """Cosines of unit rows in clear groups."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.eye(groups, 6).double().repeat_interleave(each, 0)
+    rows = torch.nn.functional.normalize(rows + noise * torch.randn(rows.shape, generator=generator).double(), dim=1)
+    return rows @ rows.T
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 0.2, 0.05])
+def test_doubly_stochastic_is_the_limit_of_alternating_normalisation(epsilon):
+    scores = grouped_scores()
+    plan = doubly_stochastic(scores, epsilon, tolerance=1e-12)
+    one = torch.ones(24).double()
+    torch.testing.assert_close(plan.sum(0), one, atol=1e-11, rtol=0)
+    assert torch.equal(plan, plan.T)
+    alternated = sinkhorn(-scores, one, one, epsilon, iterations=50_000, tolerance=1e-12).plan
+    torch.testing.assert_close(plan, alternated, atol=1e-9, rtol=0)
+
+
+def test_single_precision_sums_stay_within_a_hundred_thousandth():
+    plan = doubly_stochastic(grouped_scores().float(), 0.1)
+    torch.testing.assert_close(plan.sum(1), torch.ones(24), atol=1e-5, rtol=0)
+    torch.testing.assert_close(plan.sum(0), torch.ones(24), atol=1e-5, rtol=0)
+
+
+def test_the_error_halves_each_round_even_for_clear_groups():
+    scores = grouped_scores(noise=0.01)
+    errors = [
+        float((doubly_stochastic(scores, 0.1, iterations=rounds, tolerance=0).sum(1).log()).abs().max())
+        for rounds in range(6, 16)
+    ]
+    assert (np.divide(errors[1:], errors[:-1]) <= 0.51).all()
+
+
+def test_doubly_stochastic_gradients_are_those_of_the_rounds():
+    rows = torch.rand(5, 3, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
+
+    def plan(rows):
+        return doubly_stochastic(rows @ rows.T, 0.3, iterations=200, tolerance=0)
+
+    assert torch.autograd.gradcheck(plan, (rows,))
+
+
+def test_a_batch_is_scaled_as_its_matrices():
+    scores = torch.stack([grouped_scores(), grouped_scores(noise=0.6)]).requires_grad_()
+    weights = torch.rand(scores.shape, generator=torch.Generator().manual_seed(2)).double()
+    together = doubly_stochastic(scores, 0.2, iterations=80, tolerance=0)
+    (gradient,) = torch.autograd.grad((together * weights).sum(), scores)
+    for index in range(2):
+        alone = scores[index].detach().requires_grad_()
+        plan = doubly_stochastic(alone, 0.2, iterations=80, tolerance=0)
+        torch.testing.assert_close(plan, together[index])
+        torch.testing.assert_close(torch.autograd.grad((plan * weights[index]).sum(), alone)[0], gradient[index])
+
+
+@pytest.mark.parametrize(
+    ("scores", "epsilon", "message"),
+    [
+        (torch.zeros(2, 3), 1.0, r"shaped \(\.\.\., n, n\), got torch.float32 shaped \(2, 3\)"),
+        (torch.zeros(2, 2, dtype=torch.long), 1.0, "scores must be floats"),
+        (torch.tensor([[0.0, math.nan], [math.nan, 0.0]]), 1.0, "scores contains NaN"),
+        (torch.tensor([[0.0, 1.0], [0.0, 0.0]]), 1.0, "symmetric, but entries mirrored differ by up to 1"),
+        (torch.zeros(2, 2), 0.0, "epsilon must be positive, got 0"),
+    ],
+)
+def test_scores_that_can_not_be_scaled_are_refused(scores, epsilon, message):
+    with pytest.raises(ValueError, match=message):
+        doubly_stochastic(scores, epsilon)
