@@ -17,8 +17,9 @@ from sklearn import cluster, datasets, mixture
 from sklearn.preprocessing import StandardScaler
 
 from models.registry import list_methods
-from tasks.discover import Case, Rowset, fit_case
+from tasks.discover import Case, fit_case
 from tasks.figures import PALETTE
+from tasks.rowset import Rowset
 
 ROWS = 300
 PARAMETERS: dict[str, dict[str, Any]] = {

@@ -64,7 +64,8 @@ class DiscoverArena(Arena):
         """Rows as the stage takes them; half of the labels of the first half of the classes are shown."""
         from infra import datasets as ds
         from tasks.arenas.sampling import drawn
-        from tasks.discover import DiscoverConfig, rowset
+        from tasks.discover import DiscoverConfig
+        from tasks.rowset import rowset
 
         usual = DiscoverConfig()
         splits = [split for split in usual.splits if split in source.schema.splits] or list(source.schema.splits)
@@ -118,7 +119,8 @@ class DiscoverArena(Arena):
         if name in self.baselines:
             return _baseline(name, given["matrix"], facts["n_clusters"], seed)
         from models.registry import get_method
-        from tasks.discover import Case, Rowset, count_parameter, fit_case
+        from tasks.discover import Case, count_parameter, fit_case
+        from tasks.rowset import Rowset
 
         card = get_method(name, "discover")
         rows = Rowset(given["matrix"], given.get("images"), given["labels"], given["domains"])

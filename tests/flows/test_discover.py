@@ -12,7 +12,8 @@ from infra import datasets as ds
 from infra.errors import ConfigurationError
 from infra.project import Project
 from models.registry import MethodCard
-from tasks.discover import Case, DiscoverConfig, Grouping, Rowset, _extended, _known, fit_case, rowset
+from tasks.discover import Case, DiscoverConfig, Grouping, _extended, _known, fit_case
+from tasks.rowset import Rowset, rowset
 
 
 @pytest.fixture
