@@ -186,6 +186,40 @@ def compare(
 
 
 @app.command()
+def curate(
+    data: Annotated[str, typer.Argument(help="A dataset's name, NAME@VERSION, or a path.")],
+    method: Annotated[str | None, typer.Option(help="Registered name (`clearwell methods curate`).")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Rows to keep: a fraction up to 1, or above 1 a number of rows.")
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option(help="NAME@ALIAS or NAME@VERSION of a registered model whose network embeds the rows.")
+    ] = "",
+    trust_labels: Annotated[
+        bool, typer.Option("--trust-labels", help="Take the labels as given; do not look for wrong ones first.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random state.")] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the stage, such as curve=[]."),
+    ] = None,
+    runner: Where = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Choose rows to train on within a budget, and measure what fewer rows cost beside chance.
+
+    Writes a version with the columns selected, sample_weight, selection_score and selection_reason. No row is dropped;
+    in `clearwell run --set curate.enabled=true` later stages train on the selected ones.
+    """
+    from flows.commands.curate import run_curate
+    from infra.runner import use_runner
+
+    use_runner(runner, workers)
+    run_curate(data, method, budget, encoder, trust_labels, seed, override or [], as_json)
+
+
+@app.command()
 def discover(
     data: Annotated[str, typer.Argument(help="A dataset's name, NAME@VERSION, or a path.")],
     method: Annotated[

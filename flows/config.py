@@ -17,6 +17,7 @@ from infra.references import Reference
 from infra.settings import explain_invalid
 from tasks.adapt import AdaptConfig
 from tasks.compress import CompressConfig
+from tasks.curate import CurateConfig
 from tasks.evaluate import EvaluateConfig
 from tasks.finetune import FinetuneConfig, NaiveConfig
 from tasks.label_noise import LabelNoiseConfig
@@ -37,6 +38,7 @@ class LifecycleConfig(Reference):
     network: NetworkConfig = NetworkConfig()
     validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
     label_noise: LabelNoiseConfig = LabelNoiseConfig()
+    curate: CurateConfig = CurateConfig()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     adapt: AdaptConfig = AdaptConfig()

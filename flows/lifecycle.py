@@ -2,6 +2,8 @@
 
     ingest -> validate -> label_noise -> pretrain -> finetune -> adapt -> unlearn -> compress -> evaluate -> register
 
+On request `curate` chooses rows between label_noise and pretrain.
+
 Beside the chain the naive model is trained, same network, raw labels; both are judged on the same rows.
 """
 
@@ -20,6 +22,7 @@ from infra.project import Project
 from infra.references import DatasetRef, ModelRef, StageResult
 from tasks.adapt import adapt
 from tasks.compress import compress
+from tasks.curate import curate
 from tasks.evaluate import evaluate
 from tasks.finetune import finetune, train_naive
 from tasks.ingest import Ingested, ingest
@@ -78,6 +81,8 @@ def _chain(found: Ingested, config: LifecycleConfig, run: RunContext) -> list[St
     if config.label_noise.enabled:
         labelled = note(label_noise(data, network, config.label_noise, run))
         data, model = _data(labelled), labelled.model
+    if config.curate.enabled:
+        data = _data(note(curate(data, None, config.curate, run)))
     encoder: ModelRef | None = None
     if config.pretrain.enabled:
         encoder = note(pretrain(data, model, network, config.pretrain, run)).model

@@ -36,7 +36,8 @@ logging.getLogger("datasets").setLevel(logging.ERROR)
 RESERVED = ("id", "image", "text", "label", "domain", "split", "source")
 SCORES = ("prediction", "prediction_confidence", "unknown")
 CLUSTERS = ("cluster", "cluster_confidence")
-FLAGS = ("noisy", "out_of_distribution", "corrected_label", "confidence", *SCORES, *CLUSTERS)
+SELECTION = ("selected", "sample_weight", "selection_score")
+FLAGS = ("noisy", "out_of_distribution", "corrected_label", "confidence", *SCORES, *CLUSTERS, *SELECTION)
 SHARD_ROWS = 20_000
 SHARD_BYTES = 128_000_000
 BATCH_BYTES = 32_000_000

@@ -188,3 +188,43 @@ def trade_off(
     axis.tick_params(labelsize=8)
     figure.tight_layout(pad=0.5)
     return figure
+
+
+def histogram(groups: Mapping[str, ArrayLike], label: str) -> Figure:
+    """Distributions of one number in several groups, over each other."""
+    figure = Figure(figsize=(5.2, 2.6))
+    axis = figure.subplots()
+    values = [np.asarray(group, dtype=float) for group in groups.values()]
+    joined = np.concatenate(values) if values else np.zeros(0)
+    edges = np.histogram_bin_edges(joined if len(joined) else [0.0], 40)
+    for number, (name, group) in enumerate(zip(groups, values, strict=True)):
+        if len(group):
+            axis.hist(group, bins=list(edges), alpha=0.6, color=PALETTE[number % 10], label=f"{name} ({len(group)})")
+    axis.set_xlabel(label, fontsize=8)
+    axis.set_ylabel("rows", fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.legend(fontsize=7, frameon=False)
+    figure.tight_layout(pad=0.5)
+    return figure
+
+
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    x_label: str,
+    y_label: str,
+    level: float | None = None,
+    level_name: str = "",
+) -> Figure:
+    """One line a series of (x, y) points; `level` is drawn across."""
+    figure = Figure(figsize=(5.4, 3.0))
+    axis = figure.subplots()
+    for number, (name, points) in enumerate(series.items()):
+        axis.plot(*zip(*sorted(points), strict=True), marker="o", ms=4, color=PALETTE[number % 10], label=name)
+    if level is not None:
+        axis.axhline(level, color="#666666", lw=1, ls="--", label=level_name)
+    axis.set_xlabel(x_label, fontsize=8)
+    axis.set_ylabel(y_label, fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.legend(fontsize=7, frameon=False)
+    figure.tight_layout(pad=0.5)
+    return figure

@@ -15,7 +15,7 @@ from models.training import Hook, Row, Trainer, hooks
 from tasks.figures import curves, embedding_map
 from tasks.networks import NetworkConfig, make_encoder
 from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
-from tasks.training_rows import strangers, trusted_labels
+from tasks.training_rows import selected, strangers, trusted_labels
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "g-simclr": {
@@ -100,14 +100,14 @@ def pretrain(
 ) -> StageResult:
     """Train the encoder without labels, from where label_noise left it.
 
-    Rows flagged as strangers are left out. The result's model is the encoder.
+    Rows flagged as strangers, and rows that curation left out, take no part. The result's model is the encoder.
     """
 
     def work(desk: Desk) -> None:
         folder = desk.project.versions.path(data)
         schema = ds.infer_schema(folder)
         train = ds.read_split(folder, "train")
-        kept = np.flatnonzero(~strangers(train))
+        kept = np.flatnonzero(~strangers(train) & selected(train))
         parts = [ds.inputs(train.select(kept), schema)]
         if "unlabelled" in schema.splits:
             parts.append(ds.inputs(ds.read_split(folder, "unlabelled"), schema))

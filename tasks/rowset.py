@@ -47,54 +47,65 @@ class Rowset:
 def rowset(
     parts: Sequence[Any], schema: ds.Schema, network: Any = None, components: int = 50, known: Sequence[int] = ()
 ) -> Rowset:
-    """The rows of these splits, as numbers.
+    """The rows of these splits, as :class:`RowReader` makes them of themselves; labels of `known` classes are kept."""
+    return RowReader(schema, network, components).fit(parts).read(parts, known)
+
+
+class RowReader:
+    """Makes numbers of rows: what it is fitted on says how features are scaled and which components are kept.
 
     Parameters
     ----------
-    parts : sequence of Dataset
     schema : Schema
     network : Module, optional
         Embeds the rows; without it features are standardised, and pixels and words reduced to components.
     components : int
         Principal components kept of wider rows.
-    known : sequence of int
-        Classes whose labels are kept.
     """
-    labels = np.concatenate([ds.labels(part) for part in parts])
-    domains = [
-        str(name) for part in parts for name in (part["domain"] if "domain" in part.column_names else [""] * len(part))
-    ]
-    numbers = np.unique(domains, return_inverse=True)[1].astype(np.int64)
-    labels = np.where(np.isin(labels, list(known)), labels, -1)
-    if schema.kind == "text":
-        words = [str(text or "") for part in parts for text in part["text"]]
-        return Rowset(_of_texts(words, components), None, labels, numbers)
-    inputs = np.concatenate([ds.inputs(part, schema) for part in parts])
-    images = inputs if schema.kind == "image" and network is None else None
-    wide = inputs.reshape(len(inputs), -1) if network is None else _embedded(network, inputs)
-    return Rowset(_components(wide, components, scale=network is None and images is None), images, labels, numbers)
 
+    def __init__(self, schema: ds.Schema, network: Any = None, components: int = 50) -> None:
+        self.schema, self.network, self.components = schema, network, components
 
-def _components(wide: NDArray[Any], components: int, scale: bool) -> Rows:
-    from sklearn.decomposition import PCA
-    from sklearn.preprocessing import StandardScaler
+    def fit(self, parts: Sequence[Any]) -> RowReader:
+        """Look at the rows of these splits."""
+        wide, _ = self._wide(parts)
+        self.pipeline_ = self._steps(wide)
+        self.pipeline_.fit(wide)
+        return self
 
-    matrix = np.asarray(wide, dtype=np.float64)
-    if scale:
-        matrix = StandardScaler().fit_transform(matrix)
-    if matrix.shape[1] > components and len(matrix) > components:
-        matrix = PCA(components, random_state=0).fit_transform(matrix)
-    return np.ascontiguousarray(matrix)
+    def read(self, parts: Sequence[Any], known: Sequence[int] = ()) -> Rowset:
+        """Rows of these splits; labels of classes that are not `known` are hidden."""
+        labels = np.concatenate([ds.labels(part) for part in parts])
+        named = [part["domain"] if "domain" in part.column_names else [""] * len(part) for part in parts]
+        domains = np.unique([str(name) for names in named for name in names], return_inverse=True)[1]
+        wide, images = self._wide(parts)
+        matrix = np.ascontiguousarray(self.pipeline_.transform(wide), dtype=np.float64)
+        return Rowset(matrix, images, np.where(np.isin(labels, list(known)), labels, -1), domains.astype(np.int64))
 
+    def _wide(self, parts: Sequence[Any]) -> tuple[Any, NDArray[np.float32] | None]:
+        """What the components are made of, and images where they are taken as they are."""
+        if self.schema.kind == "text":
+            return [str(text or "") for part in parts for text in part["text"]], None
+        inputs = np.concatenate([ds.inputs(part, self.schema) for part in parts])
+        if self.network is not None:
+            return _embedded(self.network, inputs), None
+        flat = inputs.reshape(len(inputs), -1).astype(np.float64)
+        return flat, inputs if self.schema.kind == "image" else None
 
-def _of_texts(texts: list[str], components: int) -> Rows:
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.preprocessing import normalize
+    def _steps(self, wide: Any) -> Any:
+        from sklearn.decomposition import PCA, TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import Normalizer, StandardScaler
 
-    words = TfidfVectorizer(sublinear_tf=True, max_features=50_000).fit_transform(texts)
-    width = min(components, words.shape[1] - 1, len(texts) - 1)
-    return np.asarray(normalize(TruncatedSVD(max(1, width), random_state=0).fit_transform(words)), dtype=np.float64)
+        if self.schema.kind == "text":
+            words = TfidfVectorizer(sublinear_tf=True, max_features=50_000)
+            width = min(self.components, words.fit_transform(wide).shape[1] - 1, len(wide) - 1)
+            return make_pipeline(words, TruncatedSVD(max(1, width), random_state=0), Normalizer())
+        steps = [StandardScaler()] if self.network is None and self.schema.kind == "table" else []
+        if wide.shape[1] > self.components and len(wide) > self.components:
+            steps.append(PCA(self.components, random_state=0))
+        return make_pipeline(*steps) if steps else make_pipeline("passthrough")
 
 
 def _embedded(network: Any, inputs: NDArray[np.float32]) -> Rows:

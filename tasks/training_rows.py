@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 def trusted_labels(train: Dataset, minimum_confidence: float) -> NDArray[np.int64]:
-    """Cleaned labels: corrected where a correction is trusted, -1 for strangers and doubtful rows.
+    """Cleaned labels: corrected where a correction is trusted, -1 for strangers, doubtful and unselected rows.
 
     Before label noise was looked for, the labels as given.
     """
-    given = ds.labels(train)
+    given = np.where(selected(train), ds.labels(train), -1)
     if "corrected_label" not in train.column_names:
         return given
     noisy = np.asarray(train["noisy"], dtype=bool)
     stranger = np.asarray(train["out_of_distribution"], dtype=bool)
     confidence = np.asarray(train["confidence"], dtype=float)
     cleaned = np.where(noisy, ds.labels(train, "corrected_label"), given)
-    cleaned[stranger | (noisy & (confidence < minimum_confidence))] = -1
+    cleaned[stranger | (noisy & (confidence < minimum_confidence)) | ~selected(train)] = -1
     return cleaned
 
 
@@ -34,6 +34,13 @@ def strangers(train: Dataset) -> NDArray[np.bool_]:
     if "out_of_distribution" not in train.column_names:
         return np.zeros(len(train), dtype=bool)
     return np.asarray(train["out_of_distribution"], dtype=bool)
+
+
+def selected(train: Dataset) -> NDArray[np.bool_]:
+    """Rows that curation kept; all rows of data that was not curated."""
+    if "selected" not in train.column_names:
+        return np.ones(len(train), dtype=bool)
+    return np.asarray(train["selected"], dtype=bool)
 
 
 def usable_rows(split: Dataset, schema: ds.Schema, rows: NDArray[np.int64]) -> NDArray[np.int64]:

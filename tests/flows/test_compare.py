@@ -50,20 +50,13 @@ def test_json_is_one_document_with_everything(tracked, wine, home):
     [
         (("discovr",), 2, "The methods of 'discovr' can not be compared. Did you mean 'discover'?"),
         (("discover", "--methods", "k-meens"), 2, "There is no method 'k-meens' in the stage 'discover'"),
-        (("discover", "--data", "nothing"), 3, "There is no dataset 'nothing'"),
-        (("discover", "--budget", "0"), 2, "0.0 is not in the range"),
+        (("discover", "--budget", "0"), 2, "is not in the range"),
     ],
 )
 def test_what_can_not_be_compared_is_refused(tracked, arguments, code, message):
     found, _, errors = tracked("compare", *arguments)
     assert found == code
     assert message in " ".join(errors.replace("│", " ").split())
-
-
-def test_data_without_what_the_stage_needs_is_refused(tracked, wine):
-    code, _, errors = tracked("compare", "adapt", "--data", wine)
-    assert code == 3
-    assert "needs a new domain" in errors
 
 
 def test_help_says_what_it_does(clearwell):

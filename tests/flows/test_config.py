@@ -10,6 +10,7 @@ from infra.errors import ConfigurationError
 STAGES = [
     "validate",
     "label_noise",
+    "curate",
     "pretrain",
     "finetune",
     "adapt",

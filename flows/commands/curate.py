@@ -1,0 +1,63 @@
+"""``clearwell curate``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Any
+
+from infra.embedded_server import embedded_server
+from infra.settings import settings
+
+
+def run_curate(
+    data: str,
+    method: str | None,
+    budget: float | None,
+    encoder: str,
+    trust_labels: bool,
+    seed: int | None,
+    overrides: list[str],
+    as_json: bool,
+) -> None:
+    """Check the parameters, run the flow, print what was kept and what fewer rows cost."""
+    settings()
+    from flows.config import load_stage
+    from tasks.curate import CurateConfig, check_selector
+    from tasks.label_noise import LabelNoiseConfig
+
+    config = load_stage(CurateConfig, overrides, method=method, budget=budget, seed=seed)
+    check_selector(config.method)
+    with embedded_server() as server:
+        from flows.commands.console import print_json, stage_progress
+        from flows.curate import curate
+
+        if server is not None:
+            server.wait()
+        labels = LabelNoiseConfig(enabled=not trust_labels)
+        with stage_progress():
+            found = curate(data, config, encoder, labels=labels, command=shlex.join(["clearwell", *sys.argv[1:]]))
+    if as_json:
+        print_json(found)
+        return
+    _show(config.method, found)
+
+
+def _show(method: str, found: dict[str, Any]) -> None:
+    from flows.commands.console import out, print_table
+
+    out.print(f"{method} keeps {found['selected']} of {found['usable']} rows: [bold]{found['version']}[/].")
+    rows = [
+        {
+            "method": row["method"],
+            "rows": row["rows"],
+            "share": f"{row['budget']:.0%}",
+            "accuracy": f"{row['accuracy']:.4f}",
+            "seconds to choose": f"{row['seconds']:.2f}",
+        }
+        for row in sorted(found["curve"], key=lambda row: (-row["budget"], row["method"]))
+    ]
+    if rows:
+        print_table("What fewer rows cost (a linear classifier on the rows kept)", rows)
+    out.print("Each row's reason is in the column selection_reason:", highlight=False)
+    out.print(f"  clearwell data restore {found['version']} --to curated", highlight=False, soft_wrap=True)

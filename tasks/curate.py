@@ -1,0 +1,287 @@
+"""Stage curate: which rows to train on, within a budget, and what fewer rows cost."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from infra import datasets as ds
+from infra.errors import ConfigurationError
+from infra.references import DatasetRef, ModelRef, StageResult
+from infra.runner import runner
+from models.registry import MethodCard, get_method, list_methods
+from models.selection import Selector
+from tasks.figures import histogram, lines, sample_sheet
+from tasks.rowset import Labels, RowReader, Rowset
+from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
+from tasks.training_rows import strangers, trusted_labels
+
+BASELINES = ("random-subset", "stratified-subset")
+"""Drawn into the figure of accuracy against budget, beside the method."""
+FEWEST_JUDGED = 20
+"""Labelled rows of the split `test` from which on they are the yardstick."""
+
+
+class CurateConfig(StageConfig):
+    """How rows to train on are chosen."""
+
+    enabled: bool = Field(False, description="Whether the lifecycle chooses rows, between label_noise and pretrain.")
+    method: str = Field("stratified-subset", description="Registered name; `clearwell methods curate` lists them.")
+    budget: float = Field(0.3, gt=0, description="Rows to keep: a fraction up to 1, or above 1 a number of rows.")
+    components: int = Field(
+        50, ge=2, description="Principal components kept of wider rows, for methods without network."
+    )
+    minimum_confidence: float = Field(
+        0.5, ge=0, le=1, description="Trust in a corrected label needed to select its row."
+    )
+    curve: tuple[float, ...] = Field(
+        (0.1, 0.5), description="Further fractions at which the cost of fewer rows is measured; empty leaves it out."
+    )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One selection to make: by what method, of which rows, within what budget."""
+
+    method: str
+    rows: Rowset
+    budget: int | float
+    seed: int
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen.
+
+    Attributes
+    ----------
+    kept : bool array, (n,)
+    weight : array, (n,)
+        Of each row in training; 0 where it is not kept.
+    score : array, (n,)
+        What rows were ranked by.
+    seconds : float
+    """
+
+    kept: NDArray[np.bool_]
+    weight: NDArray[np.float32]
+    score: NDArray[np.float32]
+    seconds: float
+
+
+@stage_task("curate")
+def curate(data: DatasetRef, encoder: ModelRef | None, config: CurateConfig, run: RunContext) -> StageResult:
+    """Choose rows of the split `train`; a new version says of each whether it is kept, with what weight, and why.
+
+    No row is dropped: later stages train on those whose column `selected` is true.
+    """
+
+    def work(desk: Desk) -> None:
+        folder = desk.project.versions.path(data)
+        schema = ds.infer_schema(folder)
+        train = ds.read_split(folder, "train")
+        y = trusted_labels(train, config.minimum_confidence)
+        stranger = strangers(train)
+        usable = np.flatnonzero(y >= 0) if (y >= 0).any() else np.flatnonzero(~stranger)
+        if not len(usable):
+            raise ConfigurationError("No row of `train` can be chosen: every one is flagged as a stranger.")
+        network = None if encoder is None else desk.load_network(encoder)
+        reader = RowReader(schema, network, config.components).fit([train.select(usable)])
+        rows = replace(reader.read([train.select(usable)]), labels=y[usable])
+        found = choose(Choice(config.method, rows, as_budget(config.budget), config.seed, config.parameters))
+        columns = _columns(len(train), usable, found, stranger, config.method)
+
+        def write(target: Path) -> int:
+            written = ds.write_split(ds.with_columns(train, columns), target, "train")
+            return written + ds.copy_splits(folder, target, [split for split in schema.splits if split != "train"])
+
+        desk.data = desk.project.versions.add(data.name, write, source=str(data))
+        desk.metrics |= {
+            "rows": len(train),
+            "usable": len(usable),
+            "selected": int(found.kept.sum()),
+            "selection_seconds": found.seconds,
+        }
+        if config.curve and len(np.unique(rows.labels[rows.labels >= 0])) > 1:
+            desk.evidence["curve"] = _curve(folder, reader, rows, found, config)
+        _show(desk, rows, found, config.method)
+
+    return run_stage("curate", config, {"data": data, "encoder": encoder}, work, run)
+
+
+def as_budget(given: float) -> int | float:
+    """A fraction up to 1, a number of rows above."""
+    return given if given <= 1 else round(given)
+
+
+def _columns(n: int, usable: Labels, found: Selection, stranger: NDArray[np.bool_], method: str) -> dict[str, Any]:
+    kept, weight = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.float32)
+    score = np.full(n, np.nan, dtype=np.float32)
+    kept[usable], weight[usable], score[usable] = found.kept, found.weight, found.score
+    reason = np.where(stranger, "belongs to no class", "has no label that can be trusted").astype(object)
+    verdict = np.where(found.kept, "kept", "left out")
+    reason[usable] = [
+        f"{said} by {method}, score {value:.4g}" for said, value in zip(verdict, found.score, strict=True)
+    ]
+    return {
+        "selected": kept,
+        "sample_weight": weight,
+        "selection_score": score,
+        "selection_reason": [str(said) for said in reason],
+    }
+
+
+# ---- choosing -----------------------------------------------------------------------------------------------
+
+
+def selectors() -> list[MethodCard]:
+    """Methods of the stage that choose rows (others filter text, plan budgets or make rows)."""
+    return [card for card in list_methods("curate") if issubclass(card.cls, Selector)]
+
+
+def check_selector(name: str) -> MethodCard:
+    """The card of a method that chooses rows.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none of that name, or it does something else.
+    """
+    try:
+        card = get_method(name, "curate")
+    except LookupError as error:
+        raise ConfigurationError(str(error)) from None
+    if not issubclass(card.cls, Selector):
+        known = ", ".join(each.name for each in selectors())
+        raise ConfigurationError(f"The method {name!r} does not choose rows of one dataset. These do: {known}.")
+    return card
+
+
+def choose(choice: Choice) -> Selection:
+    """Make one selection; runs in whatever process the runner gives it."""
+    card = check_selector(choice.method)
+    takes = inspect.signature(card.cls).parameters
+    parameters = {"budget": choice.budget, **choice.parameters}
+    if "random_state" in takes:
+        parameters.setdefault("random_state", choice.seed)
+    method = card.cls(**parameters)
+    rows = choice.rows
+    trains = {"model_fn", "network", "backbone", "encoder"} & set(takes)
+    X: Any = rows.images if rows.images is not None and trains else rows.matrix
+    began = time.perf_counter()
+    method.fit(X, rows.labels if (rows.labels >= 0).any() else None)
+    seconds = time.perf_counter() - began
+    kept = np.zeros(len(rows), dtype=bool)
+    weight = getattr(method, "sample_weight_", None)
+    if weight is None:
+        kept[method.indices_] = True
+        weight = kept
+    else:
+        kept = np.asarray(weight) > 0
+    return Selection(
+        kept, np.asarray(weight, dtype=np.float32), np.asarray(method.scores_, dtype=np.float32), round(seconds, 3)
+    )
+
+
+# ---- what fewer rows cost -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Point:
+    choice: Choice
+    test: Rowset
+
+    def accuracy(self) -> dict[str, Any]:
+        found = choose(self.choice)
+        return {
+            "method": self.choice.method,
+            "budget": float(self.choice.budget),
+            "rows": int(found.kept.sum()),
+            "seconds": found.seconds,
+            "accuracy": _judge(self.choice.rows, found, self.test),
+        }
+
+
+def _curve(
+    folder: Path, reader: RowReader, rows: Rowset, found: Selection, config: CurateConfig
+) -> list[dict[str, Any]]:
+    """Accuracy of a linear classifier on the kept rows, for the method and for chance, at several budgets.
+
+    Measured on the split `test` where it is labelled, else on a fifth of the rows that no selection sees.
+    """
+    train, test = _held_out(folder, reader, rows, config.seed)
+    n = len(train)
+    own = found.kept.sum() / len(rows)
+    budgets = sorted({*(min(each, 1.0) for each in map(float, config.curve)), round(float(own), 4)})
+    budgets = [each for each in budgets if each * n >= 1]
+    names = dict.fromkeys((config.method, *BASELINES))
+    points = [
+        _Point(Choice(name, train, budget, config.seed, config.parameters if name == config.method else {}), test)
+        for name in names
+        for budget in budgets
+        if budget < 1
+    ]
+    table = runner().map(_Point.accuracy, points)
+    whole = Selection(np.ones(n, dtype=bool), np.ones(n, dtype=np.float32), np.zeros(n, dtype=np.float32), 0.0)
+    full = {"method": "all rows", "budget": 1.0, "rows": n, "seconds": 0.0, "accuracy": _judge(train, whole, test)}
+    return [*table, full]
+
+
+def _held_out(folder: Path, reader: RowReader, rows: Rowset, seed: int) -> tuple[Rowset, Rowset]:
+    from sklearn.model_selection import train_test_split
+
+    if "test" in reader.schema.splits:
+        test = reader.read([ds.read_split(folder, "test")], range(reader.schema.n_classes))
+        labelled = np.flatnonzero(test.labels >= 0)
+        if len(labelled) >= FEWEST_JUDGED:
+            return rows, test.take(labelled)
+    fit, held = train_test_split(np.flatnonzero(rows.labels >= 0), test_size=0.2, random_state=seed)
+    return rows.take(np.sort(fit)), rows.take(np.sort(held))
+
+
+def _judge(train: Rowset, found: Selection, test: Rowset) -> float:
+    from sklearn.linear_model import LogisticRegression
+
+    kept = np.flatnonzero(found.kept & (train.labels >= 0))
+    if len(np.unique(train.labels[kept])) < 2:
+        return float((test.labels == train.labels[kept][0]).mean()) if len(kept) else 0.0
+    model = LogisticRegression(max_iter=200).fit(train.matrix[kept], train.labels[kept], found.weight[kept])
+    return float(model.score(test.matrix, test.labels))
+
+
+# ---- pictures -----------------------------------------------------------------------------------------------
+
+
+def _show(desk: Desk, rows: Rowset, found: Selection, method: str) -> None:
+    finite = np.isfinite(found.score)
+    groups = {"kept": found.score[finite & found.kept], "left out": found.score[finite & ~found.kept]}
+    desk.figure("scores", histogram(groups, f"score by {method}"), "Scores of the rows kept and left out")
+    table: Sequence[Mapping[str, Any]] = desk.evidence.get("curve", ())
+    if table:
+        full = next(row["accuracy"] for row in table if row["method"] == "all rows")
+        series: dict[str, list[tuple[float, float]]] = {}
+        for row in table:
+            if row["method"] != "all rows":
+                series.setdefault(row["method"], []).append((row["budget"], row["accuracy"]))
+        figure = lines(series, "share of the rows", "accuracy", level=full, level_name="all rows")
+        desk.figure("budget", figure, "What fewer rows cost: accuracy of a linear classifier against the budget")
+        desk.metrics["accuracy_all_rows"] = full
+        own = [row["accuracy"] for row in table if row["method"] == method]
+        desk.metrics |= {f"accuracy_{method}": max(own)} if own else {}
+    if rows.images is not None:
+        order = np.argsort(-found.score, kind="stable")
+        for name, chosen in (("kept", order[found.kept[order]]), ("left_out", order[~found.kept[order]])):
+            some = chosen[np.linspace(0, len(chosen) - 1, min(24, len(chosen))).astype(int)] if len(chosen) else chosen
+            titles = [f"{found.score[row]:.3g}" for row in some]
+            desk.figure(
+                name, sample_sheet(rows.images[some], titles), f"Rows {name.replace('_', ' ')}, highest score first"
+            )

@@ -1,0 +1,99 @@
+"""`clearwell curate` keeps rows within a budget, says why, and measures what fewer rows cost."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from sklearn.datasets import load_wine
+
+from infra import datasets as ds
+from infra.errors import ConfigurationError
+from infra.project import Project
+from tasks.curate import Choice, _columns, as_budget, check_selector, choose
+from tasks.rowset import RowReader, Rowset
+from tasks.training_rows import selected, trusted_labels
+
+
+@pytest.fixture
+def wine(home):
+    found = load_wine(as_frame=True)
+    frame = found.frame.rename(columns={"target": "label"})
+    frame.insert(0, "id", [f"w{row}" for row in range(len(frame))])
+    frame["label"] = frame["label"].map(dict(enumerate(("barolo", "grignolino", "barbera"))))
+    frame.to_csv(home / "wine.csv", index=False)
+    return frame
+
+
+def test_every_row_says_whether_it_is_kept_and_why(tracked, wine):
+    code, printed, said = tracked(
+        "curate", "wine.csv", "--method", "k-centre", "--budget", "0.25", "--trust-labels", "--set", "curve=[0.5]",
+        "--json",
+    )  # fmt: skip
+    assert code == 0, said
+    found = json.loads(printed)
+    project = Project()
+    name, _, version = found["version"].partition("@")
+    folder = project.versions.path(project.versions.resolve(name, version))
+    frame = ds.read_split(folder, "train").to_pandas()
+    assert frame["selected"].sum() == found["selected"] == round(0.25 * found["usable"])
+    assert ((frame["sample_weight"] > 0) == frame["selected"]).all()
+    assert frame["selection_reason"].str.contains("by k-centre, score").all()
+    assert ds.infer_schema(folder).features == tuple(load_wine().feature_names)  # the new columns are no features
+    curve = {(row["method"], row["budget"]): row["accuracy"] for row in found["curve"]}
+    assert {method for method, _ in curve} == {"k-centre", "random-subset", "stratified-subset", "all rows"}
+    assert 0.8 < curve["all rows", 1.0] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "k-center"), "Did you mean 'k-centre'"),
+        (("--method", "survey"), "does not choose rows of one dataset"),
+        (("--budget", "0"), "budget: "),
+    ],
+)
+def test_what_can_not_be_done_is_said_before_anything_runs(clearwell, arguments, message):
+    code, _, said = clearwell("curate", "wine.csv", *arguments)
+    assert code == 2
+    assert message in said
+
+
+def test_a_budget_is_a_share_or_a_number():
+    assert as_budget(0.5) == 0.5
+    assert as_budget(1.0) == 1.0
+    assert isinstance(as_budget(1.0), float)
+    assert as_budget(200.0) == 200
+    with pytest.raises(ConfigurationError, match="no method 'k-center'"):
+        check_selector("k-center")
+
+
+def test_more_rows_than_there_are_is_an_error():
+    rows = Rowset(np.eye(4), None, np.array([0, 0, 1, 1]), np.zeros(4, dtype=np.int64))
+    assert choose(Choice("random-subset", rows, 3, 0)).kept.sum() == 3
+    with pytest.raises(ValueError, match="must lie in"):
+        choose(Choice("random-subset", rows, 5, 0))
+
+
+def test_reasons_of_rows_that_could_not_be_chosen():
+    rows = Rowset(np.eye(2), None, np.array([0, 1]), np.zeros(2, dtype=np.int64))
+    found = choose(Choice("random-subset", rows, 1, 0))
+    columns = _columns(4, np.array([0, 3]), found, np.array([False, True, False, False]), "random-subset")
+    assert columns["selection_reason"][1:3] == ["belongs to no class", "has no label that can be trusted"]
+    assert columns["selected"].sum() == 1
+    assert np.isnan(columns["selection_score"][1])
+
+
+def test_later_stages_train_on_the_selected_rows_only():
+    part = Dataset.from_dict({"id": list("abc"), "label": [0, 1, 1], "selected": [True, False, True]})
+    assert selected(part).tolist() == [True, False, True]
+    assert trusted_labels(part, 0.5).tolist() == [0, -1, 1]
+
+
+def test_rows_are_read_on_the_scale_of_those_it_was_fitted_on():
+    columns = {"id": list("abcd"), "f": [0.0, 2.0, 4.0, 6.0], "label": [0, 0, 1, 1]}
+    schema = ds.Schema(kind="table", features=("f",), label_names=("no", "yes"))
+    reader = RowReader(schema).fit([Dataset.from_dict(columns)])
+    other = reader.read([Dataset.from_dict(columns | {"f": [3.0, 3.0, 3.0, 3.0]})], known=[1])
+    np.testing.assert_allclose(other.matrix, 0)
+    assert other.labels.tolist() == [-1, -1, 1, 1]
