@@ -28,6 +28,7 @@ NAMES = {
     "adapt",
     "compare",
     "compress",
+    "curate",
     "discover",
     "score",
     "drift-watch",
