@@ -37,6 +37,32 @@ def clustering_scores(y_true: ArrayLike, clusters: ArrayLike) -> dict[str, float
     }
 
 
+def discovery_accuracy(y_true: ArrayLike, clusters: ArrayLike, known_classes: ArrayLike) -> dict[str, float]:
+    """Clustering accuracy on all rows, those of known ("old") classes and those of new ones, after one assignment.
+
+    Parameters
+    ----------
+    y_true, clusters : array, (n,)
+        Of the unlabelled rows.
+    known_classes : array
+        Classes of which some rows were labelled.
+
+    Notes
+    -----
+    Clusters are matched to classes once, over all rows (Vaze et al., 2022). A share of no rows is nan.
+    """
+    truth, found = np.asarray(y_true), np.asarray(clusters)
+    classes, names = np.unique(truth), np.unique(found)
+    rows, columns = linear_sum_assignment(_contingency(truth, found), maximize=True)
+    class_of = dict(zip(names[columns].tolist(), classes[rows].tolist(), strict=True))
+    correct = np.array(
+        [class_of.get(cluster) == label for cluster, label in zip(found.tolist(), truth.tolist(), strict=True)]
+    )
+    old = np.isin(truth, known_classes)
+    parts = {"all": np.ones(len(truth), dtype=bool), "old": old, "new": ~old}
+    return {name: float(correct[part].mean()) if part.any() else float("nan") for name, part in parts.items()}
+
+
 def open_set_scores(y_true: ArrayLike, y_pred: ArrayLike, n_known: int) -> dict[str, float]:
     """Known accuracy (mean over known classes present), unknown recall, and their harmonic mean, the H-score.
 

@@ -10,6 +10,7 @@ from sklearn.metrics import recall_score
 
 from models.metrics import (
     clustering_scores,
+    discovery_accuracy,
     effective_rank,
     expected_calibration_error,
     h_score,
@@ -117,3 +118,11 @@ def test_the_attack_finds_nothing_among_rows_that_were_never_seen(attacked):
 def test_the_attack_is_reproducible(attacked):
     first, second = (membership_attack(attacked[:99], attacked[300:380], attacked[99:], attacked[400:]) for _ in "ab")
     assert first == second
+
+
+def test_discovery_accuracy_matches_once_and_reports_old_and_new():
+    truth = [0, 0, 0, 1, 1, 5, 5, 6]
+    clusters = [7, 7, 2, 3, 3, 4, 4, 4]
+    assert discovery_accuracy(truth, clusters, [0, 1]) == {"all": 6 / 8, "old": 4 / 5, "new": 2 / 3}
+    assert discovery_accuracy(truth, clusters, [0, 1])["all"] == hungarian_accuracy(truth, clusters)
+    assert np.isnan(discovery_accuracy([0, 1], [0, 1], [0, 1])["new"])
