@@ -53,7 +53,7 @@ def pretrained(images: Tensor, seed: int) -> nn.Module:
     """Two convolutions to 64 dimensions, trained by SimCLR for 20 epochs; only the last layer stays trainable."""
     with isolated_seed(seed):
         network = nn.Sequential(
-            conv_unit(1, 32), nn.MaxPool2d(2), conv_unit(32, 64), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3136, 64)
+            conv_unit(1, 16), nn.MaxPool2d(2), conv_unit(16, 32), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1568, 64)
         )
         pretrain_contrastive(network, images, views(), epochs=20, temperature=0.5, seed=seed)
     network.requires_grad_(False)

@@ -89,7 +89,7 @@ def ppot(
 
 def sppot(
     log_prob: Tensor,
-    similarity: Tensor | sparse.sparray | sparse.spmatrix,
+    similarity: Tensor | sparse.csr_array,
     rho: float,
     *,
     lam: float = 1000.0,
@@ -111,7 +111,7 @@ def sppot(
     ----------
     log_prob : Tensor, (n, k)
         Logarithms of class probabilities.
-    similarity : tensor or sparse matrix, (n, n)
+    similarity : Tensor or csr_array, (n, n)
         S, non-negative, of any symmetry.
     rho, epsilon, gamma, prior, max_iter, tol, g_init
         As in :func:`ppot`; the order of the `prior` is that of ``exp(log_prob)``.
@@ -208,7 +208,7 @@ def _sizes(cost: Tensor, rho: float, prior: ArrayLike | None) -> Tensor:
     return sizes
 
 
-def _both_ways(similarity: Tensor | sparse.sparray | sparse.spmatrix, n: int, device: torch.device) -> Tensor:
+def _both_ways(similarity: Tensor | sparse.csr_array, n: int, device: torch.device) -> Tensor:
     """S + S^T in float64."""
     if tuple(similarity.shape) != (n, n):
         raise ValueError(f"similarity must be shaped ({n}, {n}) like the rows, got {tuple(similarity.shape)}.")

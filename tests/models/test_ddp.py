@@ -171,3 +171,12 @@ def test_without_a_group_everything_is_one_process():
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(ConfigurationError, match="A runner is 'local', 'ray' or 'ray://host:port', got"):
         Runner(address)
+
+
+def ranks():
+    return distributed.gathered(torch.full((2, 1), float(distributed.rank()))).flatten().tolist()
+
+
+def test_rows_of_all_processes_are_gathered_in_the_order_of_their_ranks():
+    assert spread(ranks) == [[0.0, 0.0, 1.0, 1.0]] * 2
+    assert ranks() == [0.0, 0.0]

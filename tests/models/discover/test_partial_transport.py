@@ -42,6 +42,11 @@ def test_the_share_asked_for_is_placed_and_no_row_gives_more_than_it_has(log_pro
     torch.testing.assert_close(plan.sum(1) + info["slack"], torch.full((n,), 1 / n, dtype=torch.float64))
 
 
+def test_a_small_share_takes_few_rounds(log_prob):
+    """Updates alone need hundreds: how much is placed would move by a hundredth of what is missing each round."""
+    assert ppot(-log_prob, 0.1)[1]["n_iter"] < 60
+
+
 def test_rows_that_fit_best_are_placed_first(log_prob):
     plan, _ = ppot(-log_prob, 0.3)
     placed = plan.sum(1)
