@@ -155,6 +155,20 @@ def contrastive(
     return nn.Sequential(ResizedCrop(scale), *_flip(flip), colour_jitter(channels, strengths))
 
 
+def affine(degrees: float = 20.0, scale: float = 0.2, shift: float = 0.075) -> nn.Module:
+    """Rotation, scale and shift drawn per image up to these bounds, in one resampling; what enters is black.
+
+    Parameters
+    ----------
+    degrees : float
+    scale : float
+        0.2 means 0.8 to 1.2 times.
+    shift : float
+        Share of the side.
+    """
+    return Clipped(K.RandomAffine(degrees, (shift, shift), (1 - scale, 1 + scale), p=1.0))
+
+
 class FeatureSwap(nn.Module):
     """Views of table rows: a random `share` of each row's features is taken from other rows of the batch.
 

@@ -570,3 +570,19 @@ def forgetting() -> Specimen:
     from models.curate.trained_scores import Forgetting
 
     return subset_specimen(lambda: Forgetting(0.2, epochs=3, batch_size=16, random_state=0))
+
+
+@specimen("mlc")
+def mlc() -> Specimen:
+    from models.discover.mlc import MLC
+
+    small = {"feature_dim": 6, "eta": 1.0, "batch_size": 48, "tcr_epochs": 1, "epochs": 2}
+    return Specimen(
+        make=lambda: MLC(2, **small, random_state=0),
+        arguments=lambda: {"X": images(0, 96)},
+        answers=lambda fitted: {
+            "clusters": fitted.predict(images(100, 130)),
+            "features": fitted.transform(images(100, 130)),
+        },
+        contract={},
+    )
