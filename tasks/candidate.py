@@ -29,6 +29,8 @@ from tasks.arenas import Arrays, load
 JOB, EVENTS, RESULT = "job.json", "events.jsonl", "result.json"
 GIVEN, HIDDEN, FACTS = "given.npz", "hidden.npz", "facts.json"
 MOST_NOTES = 3
+TELL_SECONDS = 0.2
+"""Epochs that follow each other faster are not all told."""
 
 
 def main(folder: Path) -> None:
@@ -51,7 +53,8 @@ def main(folder: Path) -> None:
                 "traceback": traceback.format_exc(),
             }
     result["peak_memory_mb"] = round(peak_memory_mb(os.getpid()), 1)
-    result["notes"] = list(dict.fromkeys(" ".join(str(each.message).split())[:300] for each in heard))[:MOST_NOTES]
+    said = [each.message for each in heard if issubclass(each.category, (RuntimeWarning, UserWarning))]
+    result["notes"] = list(dict.fromkeys(" ".join(str(message).split())[:300] for message in said))[:MOST_NOTES]
     draft = folder / f".{RESULT}"
     draft.write_text(json.dumps(result))
     draft.rename(folder / RESULT)
@@ -59,8 +62,8 @@ def main(folder: Path) -> None:
 
 def _compete(job: dict[str, Any], data: Path, say: Any) -> dict[str, Any]:
     arena = load(job["arena"])
-    if job["module"]:
-        importlib.import_module(job["module"])
+    for module in job["modules"]:
+        importlib.import_module(module)
     facts = json.loads((data / FACTS).read_text())
     given = read_arrays(data / GIVEN)
     before = peak_memory_mb(os.getpid())
@@ -101,7 +104,12 @@ def _telling(say: Any) -> Iterator[None]:
     from models.training import Hook, Row, Trainer, hooks
 
     class Teller(Hook):
+        told = 0.0
+
         def on_epoch_end(self, trainer: Trainer, row: Row) -> None:
+            if time.monotonic() < self.told + TELL_SECONDS:
+                return
+            self.told = time.monotonic()
             say("epoch", training=trainer.label, epoch=trainer.epoch + 1, epochs=trainer.epochs)
 
     with hooks(Teller()):

@@ -15,7 +15,7 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from pydantic import Field
 
 from infra import datasets as ds
-from infra.errors import ConfigurationError, StageError
+from infra.errors import ClearwellError, ConfigurationError, StageError
 from infra.files import draft_folder, replace, write_text
 from infra.processes import cores
 from infra.project import Project
@@ -61,14 +61,22 @@ def compare(data: DatasetRef, truth: DatasetRef | None, config: CompareConfig, r
     DatasetFormatError
         If the data lacks what the stage needs.
     StageError
-        If not one candidate got to its end; the page is written all the same.
+        If the data can not be made ready, or not one candidate got to its end; then the page is written all the same.
     """
     project = Project()
     arena = open_arena(config.stage)
     folder = project.versions.path(data)
     hidden = None if truth is None else project.versions.path(truth)
     tell("begin", "split", method=config.stage, why=f"{data}")
-    bout = arena.prepare(Source(folder, ds.infer_schema(folder), hidden), config.seed, config.rows)
+    try:
+        bout = arena.prepare(Source(folder, ds.infer_schema(folder), hidden), config.seed, config.rows)
+    except ClearwellError:
+        raise
+    except Exception as error:
+        raise StageError(
+            f"{data} could not be made ready for comparing the methods of {config.stage!r}: "
+            f"{type(error).__name__}: {error}\nWhen the cause is mended, continue with: {run.command}"
+        ) from error
     tell("end", "split")
     candidates = chosen(arena.candidates(bout.facts), config.methods, config.stage)
     at_once = min(project.settings.runner.workers or cores(), len(candidates))

@@ -124,8 +124,8 @@ def contest(
 
 def write_bout(bout: Bout, folder: Path) -> None:
     """Put the data where every candidate's process reads it."""
-    np.savez(folder / GIVEN, allow_pickle=False, **bout.given)  # type: ignore[arg-type]
-    np.savez(folder / HIDDEN, allow_pickle=False, **bout.hidden)  # type: ignore[arg-type]
+    np.savez(folder / GIVEN, allow_pickle=False, **bout.given)
+    np.savez(folder / HIDDEN, allow_pickle=False, **bout.hidden)
     (folder / FACTS).write_text(json.dumps(bout.facts))
 
 
@@ -152,14 +152,14 @@ class _Entry:
         self.job = {
             "arena": arena,
             "data": str(data),
-            "module": candidate.module,
+            "modules": candidate.modules,
             "name": candidate.name,
             "parent": os.getpid(),
             "seed": seed,
         }
         self.began = self.fitted = 0.0
         self.progress: dict[str, Any] = {}
-        self.heard = self.told = 0
+        self.read = self.heard = self.told = 0
 
     def start(self) -> None:
         """Begin; the process finds the same modules as this one."""
@@ -197,10 +197,14 @@ class _Entry:
 
     def _listen(self) -> None:
         path = self.folder / EVENTS
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        for line in lines[self.heard :]:
-            if not line.endswith("\n"):
-                break
+        if not path.exists():
+            return
+        with path.open("rb") as stream:
+            stream.seek(self.read)
+            fresh = stream.read()
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        self.read += len(whole)
+        for line in whole.splitlines():
             said = json.loads(line)
             self.heard += 1
             if said["event"] == "begin":

@@ -198,13 +198,19 @@ def _fit(method: Any, card: MethodCard, rows: Rowset) -> None:
         and "image" in card.accepts
         and any(name in inspect.signature(card.cls).parameters for name in NETWORK_PARAMETERS)
     )
-    X = rows.images if native else rows.matrix
+    X = rows.images if native else SHAPES.get(card.name, np.asarray)(rows.matrix)
     if "domains" in takes:
         method.fit(X, rows.domains)
     elif "y" in takes and (rows.labels >= 0).any():
         method.fit(X, rows.labels)
     else:
         method.fit(X)
+
+
+def _unit(matrix: Rows) -> Rows:
+    from sklearn.preprocessing import MinMaxScaler
+
+    return np.asarray(MinMaxScaler(clip=True).fit_transform(matrix))
 
 
 def _confidence(method: Any, matrix: Rows, labels: Labels) -> NDArray[np.float32]:
@@ -388,6 +394,7 @@ def _show(
 
 
 def _plane(matrix: Rows) -> Rows:
+    """The rows on a plane, by t-SNE unless they are on one already."""
     from sklearn.manifold import TSNE
 
     distinct = len(np.unique(matrix, axis=0))
@@ -395,3 +402,7 @@ def _plane(matrix: Rows) -> Rows:
         return matrix[:, :2] if matrix.shape[1] > 1 else np.column_stack([matrix[:, 0], np.zeros(len(matrix))])
     perplexity = min(30.0, (len(matrix) - 1) / 3)
     return np.asarray(TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(matrix))
+
+
+SHAPES: dict[str, Callable[[Rows], Rows]] = {"clusternet": _plane, "tell": _unit}
+"""What methods want of rows of numbers that do not take them as they are: a map to look at, values in [0, 1]."""

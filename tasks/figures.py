@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike
 
 matplotlib.use("Agg")
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 PALETTE = ("#2f6f8f", "#d1495b", "#66a182", "#edae49", "#7d5ba6", "#8d6a4f", "#4c6fb1", "#b56576", "#5f7d3a", "#999999")
@@ -163,15 +165,6 @@ def trade_off(
         if name == chosen:
             axis.scatter([x], [y], s=190, facecolors="none", edgecolors=PALETTE[1], linewidths=1.8, zorder=2)
         axis.scatter([x], [y], s=42, color=colour, marker=marker, zorder=3)
-        right = x > limit / 8
-        axis.annotate(
-            name,
-            (x, y),
-            (-8 if right else 8, 4),
-            textcoords="offset points",
-            fontsize=8,
-            ha="right" if right else "left",
-        )
     front, best = [], None
     for x, y in sorted(zip(seconds, values, strict=True), key=lambda point: point[0]):
         if best is None or (y > best if higher_is_better else y < best):
@@ -183,11 +176,50 @@ def trade_off(
     axis.set_xscale("log")
     axis.set_xlim(right=limit * 1.4)
     axis.set_xlabel("seconds, one thread (dashed: the budget)", fontsize=9)
-    axis.set_ylabel(f"{y_label} ({'higher' if higher_is_better else 'lower'} is better)", fontsize=9)
+    said = f"{y_label} ({'higher' if higher_is_better else 'lower'} is better)"
+    axis.set_ylabel(fill(said, 48), fontsize=9)
     axis.margins(x=0.12, y=0.12)
     axis.tick_params(labelsize=8)
     figure.tight_layout(pad=0.5)
+    _name_points(axis, names, seconds, values)
     return figure
+
+
+def _name_points(axis: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float]) -> None:
+    """A name beside each point, in the nearest place where no point and no other name stands."""
+    height, letter, scale = 10.0, 4.9, axis.figure.dpi / 72  # all in points
+    places = axis.transData.transform(np.column_stack([x, y])) / scale
+    boxes = [(left - 5, base, 10.0) for left, base in places]
+    for name, point, (left, base) in zip(names, zip(x, y, strict=True), places, strict=True):
+        wide = letter * len(name)
+        offsets = [
+            (side, sign * (7.0 + step * height))
+            for step in range(len(names))
+            for sign in (1, -1)
+            for side in (5.0, -5.0 - wide)
+        ]
+        crowded = {
+            offset: left + offset[0] + wide > axis.bbox.x1 / scale or _hits(left, base, wide, height, offset, boxes)
+            for offset in offsets
+        }
+        chosen = next((offset for offset in offsets if not crowded[offset]), offsets[0])
+        boxes.append((left + chosen[0], base + chosen[1], wide))
+        axis.annotate(name, point, chosen, textcoords="offset points", fontsize=8, va="center")
+
+
+def _hits(
+    left: float,
+    base: float,
+    wide: float,
+    height: float,
+    offset: tuple[float, float],
+    boxes: Sequence[tuple[float, float, float]],
+) -> bool:
+    """Whether a name so placed would lie over one of the boxes (left, middle, width)."""
+    start, middle = left + offset[0], base + offset[1]
+    return any(
+        start < other + length and other < start + wide and abs(middle - at) < height for other, at, length in boxes
+    )
 
 
 def histogram(groups: Mapping[str, ArrayLike], label: str) -> Figure:

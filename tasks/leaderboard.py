@@ -18,7 +18,9 @@ from tasks.contest import DONE, FAILED, LATE, UNFIT, Row
 from tasks.figures import trade_off
 
 CHEAPER = 0.5
-"""Among candidates that chance can not tell apart, one is preferred that takes less than this share of the time."""
+"""Of candidates that chance can not tell apart, the best that takes less than this share of the time is preferred."""
+WORTH_SECONDS = 1.0
+"""Nobody is passed over for less."""
 
 
 class Recommendation(Reference):
@@ -79,10 +81,9 @@ def recommend(rows: Sequence[Row], arena: Arena, facts: Facts) -> Recommendation
 def _cheapest(fit: Sequence[Row], metric: Metric, arena: Arena, facts: Facts) -> Row:
     """The leader, or a much cheaper one that chance can not tell from it."""
     leader = fit[0]
-    alike = [row for row in fit if not _apart(row, leader, metric, arena, facts)]
-    fastest = min(alike, key=_seconds)
-    saves = _seconds(leader) - _seconds(fastest)
-    return fastest if _seconds(fastest) < CHEAPER * _seconds(leader) and saves > 1 else leader
+    enough = CHEAPER * _seconds(leader)
+    alike = [row for row in fit if not _apart(row, leader, metric, arena, facts) and _seconds(row) < enough]
+    return alike[0] if alike and _seconds(leader) - _seconds(alike[0]) > WORTH_SECONDS else leader
 
 
 def _apart(one: Row, other: Row, metric: Metric, arena: Arena, facts: Facts) -> bool:
@@ -121,7 +122,7 @@ def _against_baselines(chosen: Row, fit: Sequence[Row], metric: Metric, arena: A
     methods, baselines = [r for r in fit if not r.baseline], [r for r in fit if r.baseline]
     if chosen.baseline:
         if not methods:
-            return ["It is a baseline; no method finished that could be ranked against it."]
+            return ["It is a baseline; no method finished that could be recommended."]
         best = methods[0]
         ahead = metric.better(best.metrics[metric.name], chosen.metrics[metric.name])
         if ahead:
@@ -160,7 +161,8 @@ def _cost(chosen: Row, other: Row, metric: Metric, arena: Arena, facts: Facts) -
 def _unfinished(rows: Sequence[Row]) -> list[str]:
     late = [row.name for row in rows if row.status == LATE]
     failed = [row.name for row in rows if row.status == FAILED]
-    found = []
+    barred = [f"{row.name} {row.objection}" for row in rows if row.objection]
+    found = [f"Measured, but not to be recommended: {'; '.join(barred)}."] if barred else []
     if late:
         found.append(f"Not done within the budget, so nothing is known of: {', '.join(late)}. Raise --budget.")
     if failed:

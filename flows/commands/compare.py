@@ -23,7 +23,14 @@ def run_compare(
     arena = open_arena(stage)
     chosen = tuple(name.strip() for name in methods.split(",") if name.strip())
     _check(stage, chosen, arena.baselines)
-    given = {"stage": stage, "data": data, "methods": chosen, "budget": budget, "seed": seed, "rows": rows}
+    given: dict[str, Any] = {
+        "stage": stage,
+        "data": data,
+        "methods": chosen,
+        "budget": budget,
+        "seed": seed,
+        "rows": rows,
+    }
     given["command"] = shlex.join(["clearwell", *sys.argv[1:]])
     if current.orchestration.api and not here:
         summary = _submit(given)
@@ -81,18 +88,22 @@ def _show(summary: dict[str, Any]) -> None:
     from flows.commands.console import out, plain, print_table
 
     primary = summary["primary"]["name"]
-    shown = [primary, *(name for name in summary["metrics"] if name != primary)][:4]
+    shown = [primary, *(name for name in summary["metrics"] if name != primary)][:3]
     rows = []
     for row in summary["candidates"]:
         mark = "→ " if row["name"] == summary["recommendation"]["name"] else ""
-        line: dict[str, Any] = {"candidate": f"{mark}{row['name']}", "": "baseline" if row["baseline"] else "method"}
+        line: dict[str, Any] = {"candidate": f"{mark}{row['name']}{' *' if row['baseline'] else ''}"}
         line |= {name: row["metrics"].get(name, "") for name in shown}
         line["seconds"] = "" if row["seconds"] is None else row["seconds"]
         line["MB"] = f"{row['peak_memory_mb']:.0f}" if row["peak_memory_mb"] else ""
-        said = row["reason"] or row["objection"]
-        line["status"] = f"{row['status']}: {said}" if said else row["status"]
+        line["status"] = row["status"]
         rows.append(line)
     print_table(f"{summary['stage']} on {summary['version']}: {summary['primary']['meaning']}", rows)
+    out.print("* baseline", highlight=False)
+    for row in summary["candidates"]:
+        if row["reason"]:
+            out.print(plain(f"{row['name']}: {row['reason']}"), highlight=False)
+    out.print()
     for sentence in summary["recommendation"]["text"]:
         out.print(plain(sentence), highlight=False)
     out.print(f"\nThe page: {summary['page']}", highlight=False, soft_wrap=True)

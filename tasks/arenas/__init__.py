@@ -79,8 +79,8 @@ class Candidate:
         Whether it is there to be compared with.
     reason : str
         Why it does not apply to this data; empty when it does.
-    module : str
-        What its process imports first.
+    modules : tuple of str
+        What its process imports before its time begins.
     link : str
         Address of its paper.
     """
@@ -89,7 +89,7 @@ class Candidate:
     summary: str
     baseline: bool = False
     reason: str = ""
-    module: str = ""
+    modules: tuple[str, ...] = ()
     link: str = ""
 
 
@@ -144,12 +144,16 @@ class Arena(ABC):
         Everything that is measured; the first is the primary one unless :meth:`primary` says otherwise.
     baselines : dict of str to str
         Name -> what it does.
+    modules : dict of str to tuple of str
+        Name of a baseline, or "method" for every registered method -> what it imports. Imports take seconds, and are
+        neither the candidate's time nor, for a baseline that does without them, its memory.
     """
 
     stage: ClassVar[str]
     question: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
     baselines: ClassVar[dict[str, str]]
+    modules: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     @abstractmethod
     def prepare(self, source: Source, seed: int, rows: int) -> Bout:
@@ -190,14 +194,19 @@ class Arena(ABC):
         """Registered methods of the stage, then baselines."""
         from models.registry import list_methods
 
+        shared = self.modules.get("method", ())
         found = [
             Candidate(
-                card.name, card.summary, reason=self.unfit(card, facts), module=card.cls.__module__, link=card.link
+                card.name,
+                card.summary,
+                reason=self.unfit(card, facts),
+                modules=(card.cls.__module__, *shared),
+                link=card.link,
             )
             for card in list_methods(self.stage)
         ]
         return found + [
-            Candidate(name, summary, baseline=True, reason=self.unfit_baseline(name, facts))
+            Candidate(name, summary, True, self.unfit_baseline(name, facts), self.modules.get(name, ()))
             for name, summary in self.baselines.items()
         ]
 

@@ -45,6 +45,10 @@ class AdaptArena(Arena):
         "batch-norm": "The source model with the statistics of its batch normalisation taken from the new domain.",
     }
 
+    modules = dict.fromkeys(
+        ("method", "source-model", "batch-norm"), ("tasks.adapt", "tasks.arenas.source_model", "models.state")
+    )
+
     def primary(self, facts: Facts) -> Metric:
         """By labels where there are any; the H-score where some rows are of unknown classes."""
         named = {metric.name: metric for metric in self.metrics}
@@ -154,7 +158,7 @@ def _domains(source: Source, rows: int, seed: int) -> tuple[Any, Any, str]:
     """Labelled rows of the domain that is known, rows of the new one, and in a sentence where those come from."""
     from infra import datasets as ds
     from infra.errors import DatasetFormatError
-    from tasks.arenas.sampling import Sample, drawn, sample
+    from tasks.arenas.sampling import Sample, drawn, named, sample
 
     if "target" in source.schema.splits:
         (part,) = drawn(source, ["target"], rows, seed)
@@ -170,7 +174,7 @@ def _domains(source: Source, rows: int, seed: int) -> tuple[Any, Any, str]:
         )
     order = np.argsort(-counts, kind="stable")
     home, away = found[order[0]], found[order[1]]
-    X, y = ds.inputs(part, source.schema), ds.labels(part)
+    X, y = ds.inputs(part, source.schema), named(part, source.schema)
     where = f"The new domain is {away!r} of the column domain; {home!r} is the one the model knows."
     return Sample(X[names == home], y[names == home]), Sample(X[names == away], y[names == away]), where
 

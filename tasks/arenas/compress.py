@@ -40,6 +40,11 @@ class CompressArena(Arena):
         "magnitude-pruning": "The same share of channels removed, those of the smallest weights; nothing is repaired.",
     }
 
+    modules = dict.fromkeys(
+        ("method", "as-it-is", "magnitude-pruning"),
+        ("tasks.compress", "tasks.arenas.source_model", "models.compress.udfc", "models.state"),
+    )
+
     def prepare(self, source: Source, seed: int, rows: int) -> Bout:
         """Train the model that is compressed, and hold labelled rows back."""
         from models.supervised import probabilities

@@ -55,6 +55,14 @@ class DiscoverArena(Arena):
         "spectral": "Spectral clustering of the graph of 10 nearest neighbours.",
     }
 
+    modules = {  # noqa: RUF012
+        "method": ("tasks.discover",),
+        "k-means": ("sklearn.cluster",),
+        "gaussian-mixture": ("sklearn.mixture",),
+        "hdbscan": ("sklearn.cluster",),
+        "spectral": ("sklearn.cluster",),
+    }
+
     def primary(self, facts: Facts) -> Metric:
         """Accuracy where there are labels, else the silhouette."""
         name = "accuracy" if facts["labelled"] else "silhouette"
@@ -62,20 +70,19 @@ class DiscoverArena(Arena):
 
     def prepare(self, source: Source, seed: int, rows: int) -> Bout:
         """Rows as the stage takes them; half of the labels of the first half of the classes are shown."""
-        from infra import datasets as ds
-        from tasks.arenas.sampling import drawn
+        from tasks.arenas.sampling import drawn, named
         from tasks.discover import DiscoverConfig
         from tasks.rowset import rowset
 
         usual = DiscoverConfig()
         splits = [split for split in usual.splits if split in source.schema.splits] or list(source.schema.splits)
         parts = drawn(source, splits, rows, seed)
-        truth = np.concatenate([ds.labels(part) for part in parts])
+        truth = np.concatenate([named(part, source.schema) for part in parts])
         taken = rowset(parts, source.schema, components=usual.components)
         shown = reveal(truth, seed)
         labelled = len(np.unique(truth[truth >= 0])) > 1
         measured = (truth >= 0) & (shown < 0) if labelled else np.ones(len(truth), dtype=bool)
-        given = {"matrix": taken.matrix, "labels": shown, "domains": taken.domains}
+        given: Arrays = {"matrix": taken.matrix, "labels": shown, "domains": taken.domains}
         if taken.images is not None:
             given["images"] = taken.images
         count, counted = self._count(taken.matrix, truth, seed)
@@ -169,11 +176,14 @@ class DiscoverArena(Arena):
 
 
 def reveal(truth: Labels, seed: int) -> Labels:
-    """Labels of half of the rows of the first half of the classes; -1 elsewhere. None with fewer than two classes."""
+    """Labels of half of the rows of the first half of the classes, rounded up; -1 elsewhere.
+
+    With fewer than two classes nothing is shown, and of two, one.
+    """
     rng = np.random.default_rng(seed)
     shown = np.full_like(truth, -1)
     classes = np.unique(truth[truth >= 0])
-    for label in classes[: len(classes) // 2]:
+    for label in classes[: (len(classes) + 1) // 2 if len(classes) > 1 else 0]:
         rows = np.flatnonzero(truth == label)
         seen = rng.choice(rows, len(rows) // 2, replace=False)
         shown[seen] = label

@@ -49,6 +49,12 @@ class LabelNoiseArena(Arena):
         "neighbour-disagreement": f"A label is wrong when most of the {NEIGHBOURS} nearest rows have another.",
     }
 
+    modules = {  # noqa: RUF012
+        "method": ("tasks.label_noise", "models.networks.heads", "models.networks.convnet", "models.networks.mlp"),
+        "self-confidence": ("sklearn.linear_model", "sklearn.model_selection", "sklearn.pipeline"),
+        "neighbour-disagreement": ("sklearn.neighbors", "sklearn.preprocessing"),
+    }
+
     def prepare(self, source: Source, seed: int, rows: int) -> Bout:
         """Exchange a tenth of every class's labels."""
         from tasks.arenas.sampling import labelled, sample

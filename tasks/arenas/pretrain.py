@@ -40,6 +40,12 @@ class PretrainArena(Arena):
         "untrained-encoder": "The encoder with the weights it is made with.",
     }
 
+    modules = {  # noqa: RUF012
+        "method": ("tasks.pretrain", "models.networks.convnet", "models.networks.mlp"),
+        "pca": ("sklearn.decomposition",),
+        "untrained-encoder": ("tasks.networks", "models.networks.convnet", "models.networks.mlp"),
+    }
+
     def prepare(self, source: Source, seed: int, rows: int) -> Bout:
         """Training rows without labels; labelled rows of train for the probes, and others to measure them on."""
         from tasks.arenas.sampling import sample, train_and_test
@@ -58,7 +64,7 @@ class PretrainArena(Arena):
             f"neighbours, then learnt from the features of {len(train.y):,} labelled rows and were {where}.",
             "All methods begin with the chain's encoder, freshly made.",
         ]
-        hidden = {"X_train": train.X, "y_train": train.y, "X_test": test.X, "y_test": test.y}
+        hidden: Arrays = {"X_train": train.X, "y_train": train.y, "X_test": test.X, "y_test": test.y}
         return Bout({"X": X}, hidden, facts, notes)
 
     def fit(self, name: str, given: Arrays, facts: Facts, seed: int) -> Found:

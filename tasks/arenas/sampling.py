@@ -46,8 +46,14 @@ def sample(source: Source, splits: Sequence[str], rows: int, seed: int) -> Sampl
     parts = drawn(source, splits, rows, seed)
     return Sample(
         np.concatenate([ds.inputs(part, source.schema) for part in parts]),
-        np.concatenate([ds.labels(part) for part in parts]),
+        np.concatenate([named(part, source.schema) for part in parts]),
     )
+
+
+def named(part: Dataset, schema: ds.Schema) -> Labels:
+    """Labels of the classes that have a name; -1 for any other."""
+    y = ds.labels(part)
+    return np.where(y < schema.n_classes, y, -1)
 
 
 def labelled(given: Sample, stage: str, least: int = 20) -> Sample:

@@ -40,7 +40,7 @@ class PlantedArena(Arena):
 
     def candidates(self, facts):
         found = [Candidate(name, f"The one that {name}.", reason=self.reason(name)) for name in self.others]
-        found[-1] = Candidate("imports", "Its module is broken.", module="tests.tasks.no_such_module")
+        found[-1] = Candidate("imports", "Its module is broken.", modules=("tests.tasks.no_such_module",))
         return [*found, Candidate("coin", self.baselines["coin"], baseline=True)]
 
     def reason(self, name):
