@@ -572,17 +572,71 @@ def forgetting() -> Specimen:
     return subset_specimen(lambda: Forgetting(0.2, epochs=3, batch_size=16, random_state=0))
 
 
-@specimen("mlc")
-def mlc() -> Specimen:
-    from models.discover.mlc import MLC
+def texts() -> list[str]:
+    """Sentences of what scikit-learn tells about its data sets, some of them twice."""
+    from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 
-    small = {"feature_dim": 6, "eta": 1.0, "batch_size": 48, "tcr_epochs": 1, "epochs": 2}
+    told = " ".join(" ".join(load().DESCR.split()) for load in (load_digits, load_iris, load_wine, load_breast_cancer))
+    found = [part.strip() + "." for part in told.split(". ") if len(part.split()) > 5]
+    return [*found, *(text.upper() for text in found[:3]), ""]
+
+
+@specimen("survey")
+def survey() -> Specimen:
+    from models.curate.text_pipeline import TextCurationPipeline
+
     return Specimen(
-        make=lambda: MLC(2, **small, random_state=0),
-        arguments=lambda: {"X": images(0, 96)},
-        answers=lambda fitted: {
-            "clusters": fitted.predict(images(100, 130)),
-            "features": fitted.transform(images(100, 130)),
-        },
-        contract={},
+        make=lambda: TextCurationPipeline((("gopher-quality", {"min_words": 8}), "exact", "minhash")),
+        arguments=lambda: {"X": texts()},
+        answers=lambda fitted: {"kept": fitted.transform(texts()), "report": fitted.report_.to_mlflow()},
+        rows=(),
+    )
+
+
+@specimen("minhash-dedup")
+def minhash_dedup() -> Specimen:
+    from models.curate.text_minhash import MinHashDedup
+
+    return Specimen(
+        make=lambda: MinHashDedup(verify=0.5),
+        arguments=lambda: {"X": texts()},
+        answers=lambda fitted: {"groups": fitted.groups(), "kept": fitted.indices_},
+        rows=(),
+    )
+
+
+@specimen("dsir")
+def dsir() -> Specimen:
+    from models.curate.text_resampling import DSIR
+
+    return Specimen(
+        make=lambda: DSIR(budget=5, min_tokens=5, target_smoothing=1.0, random_state=0),
+        arguments=lambda: {"X": texts(), "target": ["handwritten digits of people", "images of digits"]},
+        answers=lambda fitted: {"weights": fitted.score(texts()), "drawn": fitted.draw(3)},
+        rows=(),
+    )
+
+
+@specimen("local-graph")
+def local_graph() -> Specimen:
+    from sklearn.neighbors import kneighbors_graph
+
+    from models.label_noise.local_graph import LabelFlowDiffusion
+
+    def make() -> BaseEstimator:
+        return LabelFlowDiffusion(mass_factors=(0.5, 1.0), target_volume=60.0, random_state=0)
+
+    def arguments() -> dict[str, Any]:
+        near = kneighbors_graph(load_digits().data[:150], 6)
+        return {
+            "A": near.maximum(near.T).toarray(),
+            "seeds": np.flatnonzero(load_digits().target[:150] == 0)[:2],
+            "labels": (load_digits().target[:150] == 0).astype(np.int64),
+        }
+
+    return Specimen(
+        make=make,
+        arguments=arguments,
+        answers=lambda fitted: {"labels": fitted.correct_labels()},
+        rows=("A",),
     )
