@@ -53,14 +53,15 @@ def kept_rows(budget: Budget, n: int, *, name: str = "budget", of: str = "rows")
     >>> kept_rows(0.1, 60_000), kept_rows(1, 50), kept_rows(1.0, 50)
     (6000, 1, 50)
     """
-    if isinstance(budget, (bool, np.bool_)) or not isinstance(budget, (Integral, Real)):
+    given: Any = budget
+    if isinstance(given, (bool, np.bool_)) or not isinstance(given, (Integral, Real)):
         raise ValueError(
             f"{name} must be an int (number of {of}) or a float in (0, 1] (fraction), "
             f"got {budget!r} of the type {type(budget).__name__}."
         )
     if n < 1:
         raise ValueError(f"There are no {of} to choose from (n=0): X is empty. Check the source that was read.")
-    if isinstance(budget, Integral):
+    if isinstance(given, Integral):
         if not 1 <= budget <= n:
             raise ValueError(
                 f"{name}={budget} must lie in 1..{n}, the number of {of}. "
