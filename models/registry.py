@@ -109,7 +109,7 @@ def register(
     place = dict(taxonomy or {})
     if unknown := [axis for axis in place if axis not in AXES]:
         raise ValueError(f"The taxonomy of {name!r} names the axis {unknown[0]!r}; axes are {', '.join(AXES)}.")
-    if place.get("goal", GOALS[0]) not in GOALS:
+    if not set(place.get("goal", GOALS[0]).split(", ")) <= set(GOALS):
         raise ValueError(f"The taxonomy of {name!r} names the goal {place['goal']!r}; goals are {' and '.join(GOALS)}.")
 
     def enter(cls: C) -> C:

@@ -96,6 +96,20 @@ def test_methods(clearwell):
     assert isinstance(laf["year"], int)
 
 
+def test_methods_by_their_place_in_the_taxonomy(clearwell):
+    code, out, _ = clearwell("methods", "curate", "--goal", "diversification", "--unit", "data point", "--json")
+    assert code == 0
+    found = {each["name"]: each for each in json.loads(out)}
+    assert found["minhash-dedup"]["mechanism"] == "locality-sensitive hashing, threshold"
+    assert "dsir" not in found
+    code, out, _ = clearwell("methods", "--goal", "distribution matching")
+    assert code == 0
+    assert "dsir" in out
+    code, out, err = clearwell("methods", "curate", "--goal", "diversificatoin")
+    assert (code, out) == (2, "")
+    assert err.startswith("clearwell: No method has the goal 'diversificatoin'. Did you mean 'diversification'?")
+
+
 def test_unknown_stage_and_method_get_a_suggestion(clearwell):
     code, out, err = clearwell("methods", "unlern")
     assert (code, out) == (2, "")
