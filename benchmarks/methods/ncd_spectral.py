@@ -45,7 +45,9 @@ def measured(seed: int) -> dict[str, float]:
     def ours(**settings: Any) -> NCDSpectralClustering:
         return NCDSpectralClustering(N_NOVEL, random_state=seed, **settings).fit(rows, hidden)
 
-    published, found = ours(**PUBLISHED), tune_on_known_rows(rows, hidden, random_state=seed).best_params
+    published, defaults = ours(**PUBLISHED), ours()
+    found = tune_on_known_rows(rows, hidden, random_state=seed).best_params
+    tuned = ours(**found)
     plain = KMeans(N_NOVEL, n_init=10, random_state=seed).fit(rows[novel]).labels_
     spectral = SpectralClustering(
         N_NOVEL, affinity="precomputed", n_init=10, random_state=seed, assign_labels="kmeans"
@@ -55,8 +57,13 @@ def measured(seed: int) -> dict[str, float]:
         "spectral clustering of the novel rows": score(spectral.labels_[place[judged]]),
         "published setting": score(published.labels_[judged]),
         "published setting, k-means on all rows": score(ours(**PUBLISHED, kmeans_on="all").labels_[judged]),
-        "defaults": score(ours().labels_[judged]),
-        "tuned on known rows": score(ours(**found).labels_[judged]),
+        "defaults": score(defaults.labels_[judged]),
+        "tuned on known rows": score(tuned.labels_[judged]),
+        "tuned: weight": found["min_weight"],
+        "tuned: eigenvectors": found["n_components"],
+        "known digits found again, published": published.known_accuracy_,
+        "known digits found again, defaults": defaults.known_accuracy_,
+        "known digits found again, tuned": tuned.known_accuracy_,
         "weight of the weakest edge, exact": weakest_edge(rows, 0.116, "exact"),
         "weight of the weakest edge, released": weakest_edge(rows, 0.116, "released"),
     }
@@ -76,5 +83,18 @@ def collect(evidence: Evidence) -> None:
     for rule, weight in (("exact", 0.116), ("released", float(np.sqrt(0.116)))):
         off = max(abs(row[f"weight of the weakest edge, {rule}"] - weight) for row in scores)
         evidence.check(f"weight of the weakest tree edge, {rule} rule: distance to what it promises", off, at_most=1e-6)
-    lead = [row["tuned on known rows"] - row["k-means"] for row in scores]
-    evidence.check("NCD spectral clustering, tuned on known rows, over k-means", lead, at_least=-0.05)
+    again = [[round(row[f"known digits found again, {arm}"], 2) for row in scores] for arm in ("tuned", "defaults")]
+    vectors = [row["tuned: eigenvectors"] for row in scores]
+    reason = (
+        f"The known digits are found again about as badly in the embedding that was chosen ({again[0]}, by seed) as in "
+        f"that of the defaults ({again[1]}), so they can not tell that its {vectors} "
+        "eigenvectors blur the novel ones."
+    )
+    for arm in ("defaults", "tuned on known rows"):
+        lead = [row[arm] - row["k-means"] for row in scores]
+        evidence.check(
+            f"NCD spectral clustering, {arm}, over k-means",
+            lead,
+            at_least=-0.05,
+            note=reason if arm != "defaults" else "",
+        )
