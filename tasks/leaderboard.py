@@ -114,7 +114,7 @@ def _praise(chosen: Row, leader: Row, count: int, metric: Metric) -> str:
 def _tie(chosen: Row, leader: Row, metric: Metric) -> str:
     return (
         f"{_capital(_kind(leader))} is ahead with {metric.show(leader.metrics[metric.name])}, but by no more than "
-        f"chance makes on so few rows, and it takes {_times(_seconds(leader), _seconds(chosen))} the time."
+        f"chance makes of these rows, and it takes {_times(_seconds(leader), _seconds(chosen))} the time."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +75,12 @@ class LabelNoiseArena(Arena):
             "lowered: on data with errors of its own, true precision is higher than the table says.",
         ]
         return Bout({"X": given.X, "y": noisy}, {"planted": planted}, facts, notes)
+
+    def unfit(self, card: Any, facts: Facts) -> str:
+        """Methods that are trained on rows and labels, as the chain trains them, judge every label; others do not."""
+        if "backbone" not in inspect.signature(card.cls).parameters:
+            return "does not judge the label of every row"
+        return super().unfit(card, facts)
 
     def fit(self, name: str, given: Arrays, facts: Facts, seed: int) -> Found:
         """What is wrong, and how suspicious each label is."""

@@ -303,7 +303,7 @@ def test_a_much_cheaper_candidate_is_preferred_when_chance_can_not_tell_them_apa
     assert (found.name, found.runner_up) == ("k-means", "a")
     assert "A is ahead" not in text
     assert (
-        "a is ahead with 0.910, but by no more than chance makes on so few rows, and it takes 30 times the time" in text
+        "a is ahead with 0.910, but by no more than chance makes of these rows, and it takes 30 times the time" in text
     )
     assert "no method of this stage is ahead of it by more than chance" in text
     assert advice(row("a", 0.91, 60.0), row("b", 0.90, 50.0), measured=100)[0].name == "a"  # not much cheaper
@@ -413,7 +413,10 @@ def test_planted_errors_are_class_dependent_and_found(wine):
     assert [(noisy != y)[y == label].sum() for label in (2, 5, 7)] == [5, 3, 1]
     assert all(len(np.unique(noisy[(noisy != y) & (y == label)])) == 1 for label in (2, 5, 7))
     assert set(noisy) == {2, 5, 7}
-    _, bout, found = run_here("label_noise", wine, ("self-confidence", "neighbour-disagreement"))
+    arena, bout, found = run_here("label_noise", wine, ("self-confidence", "neighbour-disagreement"))
+    reasons = {each.name: each.reason for each in arena.candidates(bout.facts)}
+    assert reasons["lsa"] == ""
+    assert reasons["local-graph"] == "does not judge the label of every row"
     assert bout.hidden["planted"].sum() == bout.facts["measured"] == 18
     for metrics in found.values():
         assert metrics["f1"] > 0.7
