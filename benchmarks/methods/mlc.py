@@ -130,7 +130,14 @@ def collect(evidence: Evidence) -> None:
         return [run[end][key] - run[start][key] for run in runs]
 
     evidence.check("mean accuracy", [run["MLC"]["accuracy"] for run in runs], at_least=0.85)
-    evidence.check("NMI over TCR + k-means, worst seed", lead("TCR + k-means"), at_least=0.03)
+    closest = min(runs, key=lambda run: run["MLC"]["nmi"] - run["TCR + k-means"]["nmi"])
+    evidence.check(
+        "NMI over TCR + k-means, worst seed",
+        lead("TCR + k-means"),
+        at_least=0.03,
+        note=f"That seed's pretraining alone reaches {closest['TCR + k-means']['nmi']:.3f}; MLC still gained "
+        f"{closest[end]['nmi'] - closest['MLC, 15 epochs']['nmi']:.3f} in its last five epochs.",
+    )
     evidence.check("NMI over the memberships at the start, worst seed", lead(start), at_least=0.08)
     evidence.check("growth of R - R_c, worst seed", min(gained("R - R_c")), at_least=0.0)
     evidence.check("rank of all features at the end, worst seed", min(r[end]["rank of all"] for r in runs), at_least=24)
