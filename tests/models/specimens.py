@@ -640,3 +640,36 @@ def local_graph() -> Specimen:
         answers=lambda fitted: {"labels": fitted.correct_labels()},
         rows=("A",),
     )
+
+
+@specimen("filtering-laws")
+def filtering_laws() -> Specimen:
+    import pandas as pd
+
+    from models.curate.filtering_laws import DataFilteringLaw, pool_curve
+
+    def runs() -> pd.DataFrame:
+        budgets = (500.0, 1000.0, 2000.0, 4000.0)
+        curves = {"good": (-0.3, 2.0), "poor": (-0.15, 4.0)}
+        rows = [
+            {
+                "pool": name,
+                "samples_seen": n,
+                "pool_size": 1000.0,
+                "error": float(pool_curve(n, 1000.0, 0.02, *curve, 0.1)),
+            }
+            for name, curve in curves.items()
+            for n in budgets
+        ]
+        return pd.DataFrame(rows)
+
+    return Specimen(
+        make=lambda: DataFilteringLaw(1.0, a=0.02, d=0.1, n_bootstrap=2, random_state=0),
+        arguments=lambda: {"runs": runs()},
+        answers=lambda fitted: {
+            "one": fitted.predict("good", [1000.0, 5000.0]),
+            "both": fitted.predict_mixture(["good", "poor"], 5000.0),
+            "choice": fitted.choice_probability(5000.0),
+        },
+        rows=(),
+    )
