@@ -438,6 +438,9 @@ def a_stack(root: Path | None) -> Iterator[RunningStack]:
         return
     with running_stack(GATES) as running:
         fill(running.root)
+        deployed = running.clearwell("up")
+        if deployed.returncode != 0:
+            raise RuntimeError(f"clearwell up: {deployed.stderr[-4000:]}")
         yield running
 
 
