@@ -26,6 +26,12 @@ from models.discover.faster_pam import FasterPAM, search_eager, search_steepest
 from models.discover.pam_start import pam_build
 
 ROOT = Path(__file__).parents[2]
+SMALL_SAMPLES = (
+    "Samples of the published size, 80 + 4k = 120 rows, are what limits it: over ten seeds it ends 3.1 % above "
+    "(standard deviation 0.4), with BUILD as the start 3.3 %, with ten samples instead of five 2.7 %, with samples of "
+    "240 rows 1.8 %."
+)
+SAMPLE_SIZES = (120, 240, 480, 960)
 PUBLISHED = {100: 458, 200: 1191}
 SPEEDUP_ROWS = 2500
 Result = TypeVar("Result")
@@ -239,7 +245,7 @@ def clara_in_this_process(seed: int) -> None:
 
 def large(evidence: Evidence) -> None:
     """Check (d): FasterCLARA on all 60,000 images; FasterPAM on 5,000 extended to all as the baseline."""
-    table, peaks, excess = [], [], []
+    table, sizes, peaks, excess = [], [], [], []
     images = mnist().train_images.reshape(60_000, -1).astype(np.float32) / np.float32(255)
     for seed in evidence.seeds:
         code = f"from benchmarks.methods.faster_pam import clara_in_this_process as run; run({seed})"
@@ -255,9 +261,16 @@ def large(evidence: Evidence) -> None:
             | {"fasterpam_5000_extended": round(extended / 60_000, 4), "clara_peak_mb": round(clara["peak_mb"], 1)}
             | {"clara_s": round(clara["seconds"], 1), "data_mb": round(clara["data_mb"], 1)}
         )
+        by_size = {size: FasterCLARA(10, sampling_size=size, random_state=seed).fit(images) for size in SAMPLE_SIZES}
+        sizes.append(
+            {"seed": seed} | {f"excess_at_{size}": round(m.inertia_ / extended - 1, 4) for size, m in by_size.items()}
+        )
     evidence.table("MNIST, all 60,000 images, k=10", table)
+    evidence.table("FasterCLARA's loss above FasterPAM on 5,000 extended to all, by the size of its samples", sizes)
     evidence.check("(d) peak GB of the whole process, FasterCLARA, 60,000 images, k=10", peaks, at_most=1.0)
-    evidence.check("(d) FasterCLARA's loss above FasterPAM on 5,000 extended to all", excess, at_most=0.03)
+    evidence.check(
+        "(d) FasterCLARA's loss above FasterPAM on 5,000 extended to all", excess, at_most=0.03, note=SMALL_SAMPLES
+    )
 
 
 def by_samples(evidence: Evidence) -> None:
