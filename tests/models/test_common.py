@@ -287,6 +287,7 @@ def name_of(value: Any) -> str:
     return getattr(getattr(value, "func", None), "__name__", type(value).__name__)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # a clusterer may well warn of random rows without groups
 @pytest.mark.parametrize(("estimator", "check"), scikit_learn_checks(), ids=name_of)
 def test_scikit_learn_contract(estimator: Any, check: Any) -> None:
     check(estimator)
