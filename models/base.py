@@ -192,9 +192,10 @@ def check_samples(estimator: BaseEstimator, X: ArrayLike | Tensor, *, reset: boo
         As :func:`check_rows`; for a flat array; for samples of another shape than in fit.
     """
     X = X if hasattr(X, "ndim") else np.asarray(X)
-    if X.ndim < 2:
+    shape: tuple[int, ...] = tuple(X.shape)  # type: ignore[union-attr]
+    if len(shape) < 2:
         raise ValueError(
-            f"X must be rows shaped (n, d) or images shaped (n, C, H, W), got an array shaped {tuple(X.shape)}. "
+            f"X must be rows shaped (n, d) or images shaped (n, C, H, W), got an array shaped {shape}. "
             "Reshape your data: X.reshape(1, -1) makes one row of it."
         )
     rows = check_rows(X, minimum=minimum)

@@ -72,7 +72,7 @@ def layer_alone(codes: Tensor, seed: int) -> dict[str, float]:
         path.append(mean_cosine(codes, layer.centers()))
         (gradient,) = torch.autograd.grad(layer.loss(codes), layer.weight)
         with torch.no_grad():
-            layer.weight -= 0.2 * layer.alpha * 0.98**step * row_directions(gradient)
+            layer.weight.sub_(0.2 * layer.alpha * 0.98**step * row_directions(gradient))
         layer.normalize_()
     path.append(mean_cosine(codes, layer.centers()))
     for _ in range(STEPS):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
@@ -91,6 +91,8 @@ class TELLLayer(nn.Module):
     >>> layer(torch.tensor([[0.6, 0.8, 0.0]])).argmax(dim=1).tolist()
     [1]
     """
+
+    unused_epochs: Tensor
 
     def __init__(self, n_clusters: int, n_features: int, alpha: float = 1e-3) -> None:
         super().__init__()
@@ -246,8 +248,7 @@ class TELLTrainer(Trainer):
         self.optimizer.step()
         if weight.grad is not None:
             if not self.centres_in_optimizer:
-                with torch.no_grad():
-                    weight -= weight.grad
+                weight.data.sub_(weight.grad)
             self.layer.normalize_()
         return {"loss": float(loss.detach()), **terms}
 
@@ -263,7 +264,7 @@ class TELLTrainer(Trainer):
             return
         k = len(self.layer.weight)
         seen = (self.assigned >= 0).nonzero().flatten()
-        used = torch.bincount(self.assigned[seen], minlength=k) > 0
+        used: Tensor = torch.bincount(self.assigned[seen], minlength=k) > 0
         waiting = self.layer.unused_epochs
         waiting.copy_(torch.where(used.to(waiting.device), 0, waiting + 1))
         idle = (waiting >= 2).nonzero().flatten()
@@ -287,7 +288,7 @@ def adadelta(network: nn.Module) -> Optimizer:
 
 def adam_without_centres(network: nn.Module) -> Optimizer:
     """Adam on the autoencoder; the centres take plain steps."""
-    return adam(1e-3)(network.autoencoder)  # type: ignore[arg-type]
+    return adam(1e-3)(network.autoencoder)
 
 
 @register(
@@ -459,8 +460,7 @@ class TELL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Base
         rows = self._rows(X, reset=True)
         check_enough_rows(rows, self.n_clusters)
         with isolated_seed(self.random_state) as seed:
-            self.network_ = self._network(rows)
-            self.n_iter_, self.history_ = 0, []
+            self._start(rows)
             self._train(rows, self.warmup_epochs + self.epochs, seed)
         return self._describe(rows)
 
@@ -489,8 +489,7 @@ class TELL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Base
             check_enough_rows(rows, self.n_clusters)
         with isolated_seed(self.random_state) as seed:
             if first:
-                self.network_ = self._network(rows)
-                self.n_iter_, self.history_ = 0, []
+                self._start(rows)
             self._train(rows, self.n_iter_ + 1, seed + self.n_iter_)
         return self._describe(rows)
 
@@ -524,7 +523,7 @@ class TELL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Base
         check_is_fitted(self, "network_")
         return self._apply(self.network_.codes, self._rows(X, reset=False))
 
-    def _apply(self, part: Callable[[Tensor], Tensor], rows: Tensor) -> NDArray[np.float32]:
+    def _apply(self, part: Any, rows: Tensor) -> NDArray[np.float32]:
         """A part of the network on the device, in eval mode."""
         self.network_.eval().to(self.device)
         result = predict_in_batches(part, rows, device=self.device).numpy()
@@ -540,14 +539,16 @@ class TELL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Base
             )
         return rows
 
-    def _network(self, rows: Tensor) -> TELLNetwork:
-        """A new network for samples like these."""
-        return TELLNetwork(self._autoencoder(rows), self.n_clusters, self.latent_dim, self.alpha)
+    def _start(self, rows: Tensor) -> None:
+        """A new network for samples like these, and no epochs yet."""
+        self.network_ = TELLNetwork(self._autoencoder(rows), self.n_clusters, self.latent_dim, self.alpha)
+        self.n_iter_ = 0
+        self.history_: list[Row] = []
 
     def _autoencoder(self, rows: Tensor) -> nn.Module:
         shape = tuple(rows.shape[1:])
         if not isinstance(self.arch, str):
-            return self._given(rows)
+            return self._given(self.arch, rows)
         if self.arch == "mlp" or (self.arch == "auto" and rows.ndim == 2):
             return MLPAutoencoder(shape, self.latent_dim, tuple(self.hidden), self.dropout)
         if rows.ndim != 4 or shape[1] != shape[2] or shape[1] % 4:
@@ -557,11 +558,11 @@ class TELL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Base
             )
         return ConvAutoencoder(shape, self.latent_dim)
 
-    def _given(self, rows: Tensor) -> nn.Module:
+    def _given(self, pair: Sequence[nn.Module], rows: Tensor) -> nn.Module:
         """Copies of the user's encoder and decoder, tried on one sample."""
-        if len(self.arch) != 2 or not all(isinstance(part, nn.Module) for part in self.arch):
-            raise ValueError(f"arch must be a name or a pair of modules (encoder, decoder), got {self.arch!r}.")
-        encoder, decoder = copy.deepcopy(self.arch[0]), copy.deepcopy(self.arch[1])
+        if len(pair) != 2 or not all(isinstance(part, nn.Module) for part in pair):
+            raise ValueError(f"arch must be a name or a pair of modules (encoder, decoder), got {pair!r}.")
+        encoder, decoder = copy.deepcopy(pair[0]), copy.deepcopy(pair[1])
         autoencoder = PairedAutoencoder(encoder, decoder).eval()
         with torch.inference_mode():
             codes = encoder(rows[:1])
