@@ -208,7 +208,7 @@ def test_only_those_that_were_asked_for_and_the_baselines():
 
 
 def test_stages_without_an_arena_are_refused():
-    assert {"discover", "label_noise", "pretrain", "adapt", "compress"} <= arenas.PLACES.keys()
+    assert {"discover", "curate", "label_noise", "pretrain", "adapt", "compress"} <= arenas.PLACES.keys()
     with pytest.raises(ConfigurationError, match=r"of 'discovery' can not be compared\. Did you mean 'discover'"):
         open_arena("discovery")
     with pytest.raises(ConfigurationError, match="Stages that can: adapt, compress"):
@@ -421,6 +421,18 @@ def test_planted_errors_are_class_dependent_and_found(wine):
     for metrics in found.values():
         assert metrics["f1"] > 0.7
         assert metrics["average_precision"] > 0.8
+
+
+def test_selections_of_one_size_are_judged_by_one_training(wine):
+    arena, bout, found = run_here("curate", wine, ("all-rows", "random-subset", "k-centre"))
+    budget = bout.facts["budget"]
+    assert budget < len(bout.given["y"])
+    assert found["random-subset"]["rows"] == found["k-centre"]["rows"] == budget
+    assert found["all-rows"]["rows"] == len(bout.given["y"])
+    assert found["all-rows"]["accuracy"] > 0.85
+    reasons = {each.name: each.reason for each in arena.candidates(bout.facts)}
+    assert "chooses no rows" in reasons["survey"]
+    assert not reasons["herding"]
 
 
 def test_features_are_probed_on_rows_that_were_held_out(wine, tmp_path):
