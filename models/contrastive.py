@@ -54,7 +54,7 @@ def pretrain_contrastive(
     batch_size: int = 256,
     lr: float = 1e-3,
     temperature: float = 0.5,
-    projection_dim: int = 64,
+    projection_dim: int | None = 64,
     label: str = "contrastive",
     seed: int = 0,
     device: str = "cpu",
@@ -68,14 +68,17 @@ def pretrain_contrastive(
     rows : Tensor, (n, ...)
     views : callable
         Batch -> batch of the same shape, for instance of :mod:`models.augment`.
+    projection_dim : int or None
+        Width of what the loss compares, made of the features by two layers; None compares the features themselves.
 
     Notes
     -----
     Draws come from torch's global generator: call it inside :func:`models.base.isolated_seed`.
     """
     width = feature_width(encoder, rows[:1])
+    head = nn.Identity() if projection_dim is None else ProjectionHead(width, (width, projection_dim))
     trainer = ContrastiveTrainer(
-        nn.Sequential(encoder, Pooled(), ProjectionHead(width, (width, projection_dim))),
+        nn.Sequential(encoder, Pooled(), head),
         views,
         temperature,
         epochs=epochs,

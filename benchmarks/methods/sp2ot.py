@@ -25,8 +25,10 @@ from models.networks.convnet import conv_unit
 
 LARGEST, IMBALANCE, CLASSES = 400, 0.1, 10
 TRAINING: dict[str, Any] = {"batch_size": 512, "bank_factor": 1, "epochs": 20, "lr": 2e-3, "mm_max_iter": 10}
+PRETRAINING: dict[str, Any] = {"epochs": 20, "batch_size": 64, "lr": 2e-3, "temperature": 0.5, "projection_dim": None}
 ARMS: dict[str, dict[str, Any]] = {
     "SP2OT": {},
+    "SP2OT, lam = 300": {"lam": 300.0},
     "P2OT": {"semantic": False},
     "UOT (rho = 1)": {"semantic": False, "progressive": False},
     "OT (equal sizes)": {"semantic": False, "progressive": False, "gamma": 1e6},
@@ -55,7 +57,7 @@ def pretrained(images: Tensor, seed: int) -> nn.Module:
         network = nn.Sequential(
             conv_unit(1, 16), nn.MaxPool2d(2), conv_unit(16, 32), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1568, 64)
         )
-        pretrain_contrastive(network, images, views(), epochs=20, temperature=0.5, seed=seed)
+        pretrain_contrastive(network, images, views(), seed=seed, **PRETRAINING)
     network.requires_grad_(False)
     network[-1].requires_grad_(True)
     return network

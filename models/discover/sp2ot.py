@@ -44,6 +44,7 @@ from models.training import EarlyStopping, Row, Trainer, adam
 
 PUBLISHED_BANK = 5120
 """Rows of the transport problem for which the published `lam` holds."""
+PRETRAIN_BATCH, PRETRAIN_LR = 128, 2e-3
 FINAL_RATE = 1e-3
 """Share of the learning rate left at the end."""
 
@@ -231,7 +232,7 @@ class SP2OTClustering(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
     backbone : nn.Module, str, callable or None
         Rows or images (B, ...) -> (B, d), or maps that are averaged over space. A copy is used; its weights with
         ``requires_grad`` are trained, which should be those of the last block alone. None makes a small encoder,
-        trains it by SimCLR on the rows given, and freezes all but its last block.
+        trains it by SimCLR on the rows given (comparing the features themselves), and freezes all but its last block.
     pretrain_epochs : int, default=20
         Epochs of that SimCLR; not used with a backbone.
     logit_scale : float, default=10.0
@@ -265,8 +266,9 @@ class SP2OTClustering(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
         False places the share `rho_end` from the start. With ``semantic=False``: unbalanced optimal transport.
     mm_max_iter : int, default=100
         Most majorisation steps a plan.
-    select : {"loss", "last"}, default="loss"
-        Keep the epoch with the least training loss over rho, or the last.
+    select : {"last", "loss"}, default="last"
+        Keep the last epoch, or that with the least training loss over rho. That one can come early, since rows that
+        are placed first are also fitted best.
     device : str, default="cpu"
     random_state : int, RandomState or None
 
@@ -368,7 +370,7 @@ class SP2OTClustering(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
         semantic: bool = True,
         progressive: bool = True,
         mm_max_iter: int = 100,
-        select: Literal["loss", "last"] = "loss",
+        select: Literal["last", "loss"] = "last",
         device: str = "cpu",
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
@@ -487,7 +489,16 @@ class SP2OTClustering(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
         encoder = MLPEncoder(rows.shape[1], (128, 64)) if rows.ndim == 2 else ConvEncoder((32, 64, 64), rows.shape[1])
         if self.pretrain_epochs:
             pretrain_contrastive(
-                encoder, rows, views, epochs=self.pretrain_epochs, seed=seed, device=self.device, label="sp2ot backbone"
+                encoder,
+                rows,
+                views,
+                epochs=self.pretrain_epochs,
+                batch_size=PRETRAIN_BATCH,
+                lr=PRETRAIN_LR,
+                projection_dim=None,
+                label="sp2ot backbone",
+                seed=seed,
+                device=self.device,
             )
         encoder.requires_grad_(False)
         encoder.blocks[-1].requires_grad_(True)
