@@ -108,5 +108,11 @@ def collect(evidence: Evidence) -> None:
 
     evidence.check("NMI of SP2OT over P2OT", lead("SP2OT", "P2OT", "nmi"), at_least=0.02)
     evidence.check("NMI of P2OT + 0.02 over UOT", [x + 0.02 for x in lead("P2OT", "UOT (rho = 1)", "nmi")], at_least=0)
-    evidence.check("accuracy of SP2OT over P2OT", lead("SP2OT", "P2OT", "accuracy"), at_least=0.04)
+    gentler = float(np.mean(lead("SP2OT, lam = 300", "P2OT", "accuracy")))
+    evidence.check(
+        "accuracy of SP2OT over P2OT",
+        lead("SP2OT", "P2OT", "accuracy"),
+        at_least=0.04,
+        note=f"The published lam of 1000 draws neighbours together too early on these features; lam = 300: {gentler:+.3f}",
+    )
     evidence.check("NMI of SP2OT over k-means on pixels", lead("SP2OT", "k-means on pixels", "nmi"), at_least=0.10)
