@@ -113,6 +113,7 @@ def collect(evidence: Evidence) -> None:
         "accuracy of SP2OT over P2OT",
         lead("SP2OT", "P2OT", "accuracy"),
         at_least=0.04,
-        note=f"The published lam of 1000 draws neighbours together too early on these features; lam = 300: {gentler:+.3f}",
+        note="The published lam of 1000 draws neighbours together too early on these features; "
+        f"lam = 300: {gentler:+.3f}",
     )
     evidence.check("NMI of SP2OT over k-means on pixels", lead("SP2OT", "k-means on pixels", "nmi"), at_least=0.10)
