@@ -261,11 +261,25 @@ def check_tested_and_measured(card: MethodCard, specimen: Specimen) -> None:
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}
+LARGE = ("curate", "discover")
+"""Stages of a dozen methods and more: of each, `make test` runs the quick checks, and `make test-long` all of them."""
+QUICK = ("clone", "defaults", "documented", "not_fitted", "tested_and_measured")
+
+
+def in_turn(card: MethodCard, values: Any, marks: Any = (), quick: bool = False) -> Any:
+    """A case, marked as long where its stage is large."""
+    slow = [] if quick or card.stage not in LARGE else [pytest.mark.long]
+    return pytest.param(*values, marks=[*marks, *slow])
 
 
 @pytest.mark.parametrize(
     ("name", "check"),
-    [(card.name, check) for card in OWN for check in CHECKS if check not in card.skips_checks],
+    [
+        in_turn(card, (card.name, check), quick=check in QUICK)
+        for card in OWN
+        for check in CHECKS
+        if check not in card.skips_checks
+    ],
 )
 def test_every_method(name: str, check: str) -> None:
     assert name in SPECIMENS, f"The method {name!r} has no specimen: add one to tests/models/specimens.py."
@@ -279,7 +293,8 @@ def scikit_learn_checks() -> list[Any]:
         specimen = SPECIMENS[card.name]() if card.name in SPECIMENS else None
         if specimen is not None and specimen.contract is not None:
             checked = (specimen.contract_on or specimen.make)()
-            pairs += estimator_checks_generator(checked, expected_failed_checks=specimen.contract, mark="xfail")
+            for pair in estimator_checks_generator(checked, expected_failed_checks=specimen.contract, mark="xfail"):
+                pairs.append(in_turn(card, getattr(pair, "values", pair), getattr(pair, "marks", ())))
     return [pair for pair in pairs if "check_array_api_input" not in str(pair)]
 
 
