@@ -429,7 +429,8 @@ class ILASDP(ClusterMixin, BaseEstimator):
         self.labels_ = self.labels_.astype(np.int64)
         if len(used) < self.n_clusters:
             warnings.warn(
-                f"{self.n_clusters - len(used)} of {self.n_clusters} groups end without rows: X may hold fewer groups.",
+                f"{self.n_clusters - len(used)} of {self.n_clusters} groups end without rows: X may hold fewer groups, "
+                "or sdp_max_iter may be too small (see converged_).",
                 stacklevel=3,
             )
         self.n_clusters_ = len(used)

@@ -173,11 +173,14 @@ def test_scatter_is_that_of_weighted_differences():
     np.testing.assert_allclose(weights, solution.weights.sum(axis=0), atol=1e-2)
 
 
-def test_an_unfinished_solver_still_leaves_covariances():
+def test_an_unfinished_solver_still_leaves_covariances_and_tells_of_empty_groups():
     X, _ = iris()
-    found = ILASDP(3, n_init=1, sdp_max_iter=3, random_state=0).fit(X)
+    with pytest.warns(UserWarning, match="1 of 3 groups end without rows"):
+        found = ILASDP(3, n_init=1, sdp_max_iter=3, random_state=0).fit(X)
     assert np.linalg.eigvalsh(found.covariances_).min() > 0
     assert not found.converged_
+    assert found.n_clusters_ == len(found.covariances_) == found.memberships_.shape[1] == 2
+    assert set(found.labels_) == {0, 1}
 
 
 def test_scatter_of_factors_is_that_of_their_product():
