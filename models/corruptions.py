@@ -44,7 +44,7 @@ def pixelate(images: Tensor, severity: int, generator: torch.Generator) -> Tenso
     """Shrunk and enlarged again, without smoothing."""
     share = (0.6, 0.5, 0.4, 0.3, 0.25)[severity - 1]
     size = [max(1, round(side * share)) for side in images.shape[-2:]]
-    return F.interpolate(F.interpolate(images, size, mode="area"), images.shape[-2:], mode="nearest")
+    return F.interpolate(F.interpolate(images, size, mode="area"), images.shape[-2:], mode="nearest-exact")
 
 
 CORRUPTIONS: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
