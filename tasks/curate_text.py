@@ -6,7 +6,7 @@ over shards or workers, as copies are told and noise is drawn by ids.
 
 Passes, each over all shards: ``screen`` (filters, keys of copies, MinHash bands), ``count`` and ``weigh`` (resampling
 towards a target, if there is one), ``decide`` (decontamination, and the decision of each row). Between them this
-process holds about 100 bytes a row: ids, lengths, and the keys of one band at a time.
+process holds a few hundred bytes a row: ids, lengths, and the keys of one band at a time.
 """
 
 from __future__ import annotations

@@ -17,9 +17,10 @@ from models.curate.baselines import Herding, KCentre, StratifiedSubset
 from models.curate.rs2 import RS2Trainer
 from models.curate.trained_scores import EL2N, Forgetting, GraNd, Margin
 from models.selection import Selector, top_rows
+from models.training import Hook, Row, Trainer, hooks
 
 FRACTIONS = (0.01, 0.05, 0.1)
-ROUNDS, FULL_EPOCHS = 40, 10
+ROUNDS, FULL_EPOCHS, LONGER = 40, 10, 60
 RECIPE: dict[str, Any] = {"lr": 0.05, "batch_size": 128}
 Rows = NDArray[np.int64]
 
@@ -43,6 +44,17 @@ def trained(seed: int, rows: Rows | None = None, eval_every: int = ROUNDS, **set
     if rows is not None:
         X, y, chosen["fraction"] = X[rows], y[rows], 1.0
     return RS2Trainer(**chosen, eval_every=eval_every, random_state=seed).fit(X, y, X_test, y_test)
+
+
+class StopAfter(Hook):
+    """Ends a training early, in the midst of its schedule."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_epoch_end(self, trainer: Trainer, row: Row) -> None:
+        """Stop after so many epochs."""
+        trainer.stop = trainer.stop or trainer.epoch + 1 == self.epochs
 
 
 def accuracy(trainer: RS2Trainer) -> float:
@@ -85,7 +97,10 @@ def fractions_run(seed: int) -> list[dict[str, Any]]:
 def time_run(seed: int) -> dict[str, Any]:
     """Ten epochs of everything, and when RS2 with a tenth comes within a point of that."""
     full = trained(seed, eval_every=FULL_EPOCHS, fraction=1.0, n_rounds=FULL_EPOCHS)
+    with hooks(StopAfter(FULL_EPOCHS)):
+        begun = trained(seed, eval_every=FULL_EPOCHS, fraction=1.0)
     short = trained(seed, eval_every=1, fraction=0.1)
+    longer = trained(seed, eval_every=1, fraction=0.1, n_rounds=LONGER)
     last = short.history_[-1]
     reached = short.time_to_accuracy(accuracy(full) - 0.01)
     steps = next((row["steps"] for row in short.history_ if row["val_metric"] >= accuracy(full) - 0.01), None)
@@ -99,6 +114,12 @@ def time_run(seed: int) -> dict[str, Any]:
         "RS2 10 %: seconds to full - 0.01": reached,
         "RS2 10 %: steps to full - 0.01": steps,
         "share of the full time": None if reached is None else reached / seconds(full),
+        f"RS2 10 %, {LONGER} rounds: accuracy": accuracy(longer),
+        f"RS2 10 %, {LONGER} rounds: seconds to full - 0.01": longer.time_to_accuracy(accuracy(full) - 0.01),
+        "first 10 of 40 full epochs: accuracy": begun.history_[FULL_EPOCHS - 1]["val_metric"],
+        "RS2 10 %: seconds to first 10 of 40 full epochs - 0.01": short.time_to_accuracy(
+            begun.history_[FULL_EPOCHS - 1]["val_metric"] - 0.01
+        ),
         "share of selection in all seconds": last["seconds_select"] / seconds(short),
     }
 
@@ -186,9 +207,10 @@ def collect(evidence: Evidence) -> None:
     evidence.table("time to the accuracy of ten full epochs", times)
     shares = [row["share of the full time"] for row in times]
     evidence.check(
-        "10 %: time to within 0.01 of ten full epochs, share of their time, worst seed",
-        max(float("inf") if share is None else share for share in shares),
-        at_most=1.0,
+        "10 %: share of seeds that come within 0.01 of ten full epochs in less time than those take",
+        float(np.mean([share is not None and share < 1 for share in shares])),
+        at_least=1.0,
+        note=_time_note(times),
     )
     evidence.check(
         "10 %: share of selection in all seconds, worst seed",
@@ -203,3 +225,21 @@ def collect(evidence: Evidence) -> None:
 
 def _gap(row: dict[str, Any]) -> float:
     return float(row["RS2 without replacement"] - row["static random"])
+
+
+def _time_note(times: list[dict[str, Any]]) -> str:
+    """What is missing, and what would be enough."""
+
+    def shares(key: str) -> str:
+        found = [(row[key], row["full: seconds"]) for row in times]
+        return ", ".join("never" if own is None else f"{own / full:.0%}" for own, full in found)
+
+    missing = ", ".join(f"{row['full: accuracy'] - row['RS2 10 %: accuracy']:.4f}" for row in times)
+    own = shares("RS2 10 %: seconds to full - 0.01")
+    longer = shares(f"RS2 10 %, {LONGER} rounds: seconds to full - 0.01")
+    begun = shares("RS2 10 %: seconds to first 10 of 40 full epochs - 0.01")
+    return (
+        f"40 rounds are 1,840 steps against 4,680; after the last of them RS2 is {missing} below ten full epochs. "
+        f"Seconds to full - 0.01 as a share of the full time: {own}; with {LONGER} rounds {longer}; against the first "
+        f"ten of forty full epochs, whose rate has not fallen yet, {begun}."
+    )

@@ -143,18 +143,20 @@ def class_vae(label: int) -> VAE:
 def redrawn(labels: Rows, images: Tensor | None, seed: int) -> Tensor:
     """Gold images through the VAE with noise on their codes."""
     assert images is not None
+    vae = whole_vae()
     with isolated_seed(seed), torch.no_grad():
-        mean, _ = whole_vae().encode(images.flatten(1))
-        return whole_vae().decoder(mean + 0.5 * torch.randn_like(mean)).view(-1, 1, 28, 28)
+        mean, _ = vae.encode(images.flatten(1))
+        return vae.decoder(mean + 0.5 * torch.randn_like(mean)).view(-1, 1, 28, 28)
 
 
 def drawn(labels: Rows, images: Tensor | None, seed: int) -> Tensor:
     """Images of each class from nothing but noise."""
     made = torch.empty(len(labels), 1, 28, 28)
+    vaes = {int(label): class_vae(int(label)) for label in np.unique(labels)}
     with isolated_seed(seed), torch.no_grad():
-        for label in np.unique(labels):
+        for label, vae in vaes.items():
             at = torch.from_numpy(np.flatnonzero(labels == label))
-            made[at] = class_vae(int(label)).decoder(torch.randn(len(at), 8)).view(-1, 1, 28, 28)
+            made[at] = vae.decoder(torch.randn(len(at), 8)).view(-1, 1, 28, 28)
     return made
 
 

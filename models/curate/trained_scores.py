@@ -54,8 +54,8 @@ def gradient_norms(network: nn.Module, X: Tensor, y: Tensor, batch_size: int = 6
     of_each = vmap(grad(loss), in_dims=(None, 0, 0))
     norms = []
     for x, target in zip(X.split(batch_size), y.split(batch_size), strict=True):
-        parts = of_each(weights, x, target).values()
-        norms.append(sum(part.flatten(1).double().square().sum(1) for part in parts).sqrt().cpu())
+        parts = [torch.linalg.vector_norm(part.flatten(1), dim=1) for part in of_each(weights, x, target).values()]
+        norms.append(torch.linalg.vector_norm(torch.stack(parts).double(), dim=0).cpu())
     return torch.cat(norms).numpy()
 
 

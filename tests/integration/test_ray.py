@@ -29,6 +29,7 @@ from models.state import pack
 from models.training import ClassifierTrainer, sgd
 from models.validate.r2d2 import R2D2
 from models.validate.tables import FrameTable
+from tasks.curate_text import TextPlan, curate_text
 from tasks.embed import Shard, embed_shard
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
@@ -170,3 +171,15 @@ def test_the_choice_of_the_command_line_is_a_setting(home):
     assert (runner().address, runner().workers) == ("local", 2)
     with pytest.raises(ConfigurationError, match="got 'nowhere'"):
         use_runner("nowhere")
+
+
+def test_texts_are_curated_on_the_cluster_as_here(cluster, tmp_path, monkeypatch):
+    texts = [f"The {i % 60} words of that text and the name of number {i % 60} are here" for i in range(150)]
+    ds.write_split(Dataset.from_dict({"text": texts}), tmp_path / "data", "train", shard_rows=30)
+    plan = TextPlan((), minhash=None, target=("the name of number 7",), dsir={"budget": 20, "min_tokens": 3})
+    here = curate_text(tmp_path / "data", "train", tmp_path / "here", plan)
+    monkeypatch.setattr("tasks.curate_text.runner", lambda: cluster)
+    there = curate_text(tmp_path / "data", "train", tmp_path / "there", plan)
+    assert np.array_equal(here.keep, there.keep)
+    assert here.funnel == there.funnel
+    assert here.kept == 20

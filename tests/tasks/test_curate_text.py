@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,7 +79,8 @@ def test_shards_make_no_difference(tmp_path):
 
 
 def test_every_row_is_accounted_for(tmp_path):
-    curated = curate_text(written(tmp_path / "data", 40), "train", tmp_path / "work", PLAN)
+    plan = replace(PLAN, dsir={**PLAN.dsir, "top_k": True})
+    curated = curate_text(written(tmp_path / "data", 40), "train", tmp_path / "work", plan)
     found = decisions(curated)
     assert found["id001"] == (False, "exact", "duplicate")
     assert found["id002"] == (False, "minhash", "near_duplicate")
