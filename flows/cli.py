@@ -198,6 +198,16 @@ def curate(
     trust_labels: Annotated[
         bool, typer.Option("--trust-labels", help="Take the labels as given; do not look for wrong ones first.")
     ] = False,
+    wanted: Annotated[
+        Path | None,
+        typer.Option(
+            help="For survey: file with one text a line, like those wanted; the budget is drawn towards them."
+        ),
+    ] = None,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(help="For survey: file of evaluation texts, one a line, that must not be trained on; repeatable."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Random state.")] = None,
     override: Annotated[
         list[str] | None,
@@ -211,12 +221,17 @@ def curate(
 
     Writes a version with the columns selected, sample_weight, selection_score and selection_reason. No row is dropped;
     in `clearwell run --set curate.enabled=true` later stages train on the selected ones.
+
+    Texts have a method of their own, `--method survey`: heuristics of quality, exact and near duplicates, drawing
+    towards texts like those wanted, and keeping evaluation texts out.
     """
     from flows.commands.curate import run_curate
     from infra.runner import use_runner
 
     use_runner(runner, workers)
-    run_curate(data, method, budget, encoder, trust_labels, seed, override or [], as_json)
+    run_curate(
+        data, method, budget, encoder, trust_labels, wanted, tuple(evaluation or ()), seed, override or [], as_json
+    )
 
 
 @app.command()

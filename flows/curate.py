@@ -8,7 +8,7 @@ from prefect import flow
 
 from flows.hooks import tell_failure
 from tasks.champion import find_model
-from tasks.curate import CurateConfig, check_selector
+from tasks.curate import TEXTS, CurateConfig, check_selector
 from tasks.curate import curate as selection
 from tasks.ingest import ingest
 from tasks.label_noise import LabelNoiseConfig, label_noise
@@ -43,7 +43,7 @@ def curate(
     given = {"data": data, "validate": checks, "label_noise": labels, "network": network, "curate": config}
     with tracked("curate", data, {**given, "encoder": encoder}, command=command or None) as run:
         results = [validate(ingest(data).data, checks, run)]
-        if labels.enabled:
+        if labels.enabled and config.method != TEXTS:
             assert results[-1].data is not None
             results.append(label_noise(results[-1].data, network, labels, run))
         cleaned = results[-1].data
@@ -57,4 +57,5 @@ def curate(
             "usable": chosen.metrics["usable"],
             "version": str(chosen.data),
             "curve": chosen.evidence.get("curve", []),
+            "funnel": chosen.evidence.get("funnel", []),
         }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,21 @@ from pydantic import Field
 
 from infra import datasets as ds
 from infra.errors import ConfigurationError
+from infra.files import file_digest
 from infra.references import DatasetRef, ModelRef, StageResult
 from infra.runner import runner
 from models.registry import MethodCard, get_method, list_methods
 from models.selection import Selector
-from tasks.figures import histogram, lines, sample_sheet
+from tasks.curate_text import TextPlan, curate_text, write_curated
+from tasks.figures import bars, histogram, lines, sample_sheet
 from tasks.rowset import Labels, RowReader, Rowset
 from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
 from tasks.training_rows import strangers, trusted_labels
 
 BASELINES = ("random-subset", "stratified-subset")
 """Drawn into the figure of accuracy against budget, beside the method."""
+TEXTS = "survey"
+"""The method that looks at texts as such: filters, copies, resampling, evaluation texts."""
 FEWEST_JUDGED = 20
 """Labelled rows of the split `test` from which on they are the yardstick."""
 
@@ -41,6 +45,14 @@ class CurateConfig(StageConfig):
     )
     minimum_confidence: float = Field(
         0.5, ge=0, le=1, description="Trust in a corrected label needed to select its row."
+    )
+    wanted: str = Field(
+        "",
+        description="For survey: a file with one text a line, like those wanted; rows are then drawn towards them "
+        "within the budget. Empty keeps all rows that pass.",
+    )
+    evaluation: tuple[str, ...] = Field(
+        (), description="For survey: files with one evaluation text a line; rows that share a passage are left out."
     )
     curve: tuple[float, ...] = Field(
         (0.1, 0.5), description="Further fractions at which the cost of fewer rows is measured; empty leaves it out."
@@ -84,38 +96,56 @@ def curate(data: DatasetRef, encoder: ModelRef | None, config: CurateConfig, run
 
     No row is dropped: later stages train on those whose column `selected` is true.
     """
+    files = [file_digest(_text_file(name)) for name in (config.wanted, *config.evaluation) if name]
 
     def work(desk: Desk) -> None:
         folder = desk.project.versions.path(data)
         schema = ds.infer_schema(folder)
-        train = ds.read_split(folder, "train")
-        y = trusted_labels(train, config.minimum_confidence)
-        stranger = strangers(train)
-        usable = np.flatnonzero(y >= 0) if (y >= 0).any() else np.flatnonzero(~stranger)
-        if not len(usable):
-            raise ConfigurationError("No row of `train` can be chosen: every one is flagged as a stranger.")
-        network = None if encoder is None else desk.load_network(encoder)
-        reader = RowReader(schema, network, config.components).fit([train.select(usable)])
-        rows = replace(reader.read([train.select(usable)]), labels=y[usable])
-        found = choose(Choice(config.method, rows, as_budget(config.budget), config.seed, config.parameters))
-        columns = _columns(len(train), usable, found, stranger, config.method)
+        if config.method == TEXTS:
+            _curate_texts(desk, data, folder, schema, config)
+        else:
+            _curate_rows(desk, data, folder, schema, encoder, config)
 
-        def write(target: Path) -> int:
-            written = ds.write_split(ds.with_columns(train, columns), target, "train")
-            return written + ds.copy_splits(folder, target, [split for split in schema.splits if split != "train"])
+    return run_stage("curate", config, {"data": data, "encoder": encoder}, work, run, settings=files or None)
 
-        desk.data = desk.project.versions.add(data.name, write, source=str(data))
-        desk.metrics |= {
-            "rows": len(train),
-            "usable": len(usable),
-            "selected": int(found.kept.sum()),
-            "selection_seconds": found.seconds,
-        }
-        if config.curve and len(np.unique(rows.labels[rows.labels >= 0])) > 1:
-            desk.evidence["curve"] = _curve(folder, reader, rows, found, config)
-        _show(desk, rows, found, config.method)
 
-    return run_stage("curate", config, {"data": data, "encoder": encoder}, work, run)
+def _curate_rows(
+    desk: Desk, data: DatasetRef, folder: Path, schema: ds.Schema, encoder: ModelRef | None, config: CurateConfig
+) -> None:
+    train = ds.read_split(folder, "train")
+    y = trusted_labels(train, config.minimum_confidence)
+    stranger = strangers(train)
+    usable = np.flatnonzero(y >= 0) if (y >= 0).any() else np.flatnonzero(~stranger)
+    if not len(usable):
+        raise ConfigurationError("No row of `train` can be chosen: every one is flagged as a stranger.")
+    network = None if encoder is None else desk.load_network(encoder)
+    reader = RowReader(schema, network, config.components).fit([train.select(usable)])
+    rows = replace(reader.read([train.select(usable)]), labels=y[usable])
+    found = choose(Choice(config.method, rows, as_budget(config.budget), config.seed, config.parameters))
+    columns = _columns(len(train), usable, found, stranger, config.method)
+
+    def write(target: Path) -> int:
+        return ds.write_split(ds.with_columns(train, columns), target, "train")
+
+    _keep(desk, data, folder, schema, write)
+    desk.metrics |= {
+        "rows": len(train),
+        "usable": len(usable),
+        "selected": int(found.kept.sum()),
+        "selection_seconds": found.seconds,
+    }
+    if config.curve and len(np.unique(rows.labels[rows.labels >= 0])) > 1:
+        desk.evidence["curve"] = _curve(folder, reader, rows, found, config)
+    _show(desk, rows, found, config.method)
+
+
+def _keep(desk: Desk, data: DatasetRef, folder: Path, schema: ds.Schema, write: Callable[[Path], int]) -> None:
+    """A version whose split `train` is written anew, and whose other splits are as they were."""
+
+    def whole(target: Path) -> int:
+        return write(target) + ds.copy_splits(folder, target, [split for split in schema.splits if split != "train"])
+
+    desk.data = desk.project.versions.add(data.name, whole, source=str(data))
 
 
 def as_budget(given: float) -> int | float:
@@ -140,6 +170,74 @@ def _columns(n: int, usable: Labels, found: Selection, stranger: NDArray[np.bool
     }
 
 
+# ---- texts as such ------------------------------------------------------------------------------------------
+
+
+def _curate_texts(desk: Desk, data: DatasetRef, folder: Path, schema: ds.Schema, config: CurateConfig) -> None:
+    if schema.kind != "text":
+        raise ConfigurationError(
+            f"The method {TEXTS!r} looks at texts; {data.name!r} holds rows of kind {schema.kind}."
+        )
+    began = time.perf_counter()
+    curated = curate_text(folder, "train", desk.project.settings.state / "curate_text", text_plan(config))
+    seconds = round(time.perf_counter() - began, 3)
+    _keep(desk, data, folder, schema, lambda target: write_curated(folder, "train", curated, target))
+    desk.metrics |= {
+        "rows": curated.rows,
+        "usable": curated.rows,
+        "selected": curated.kept,
+        "selection_seconds": seconds,
+    }
+    desk.evidence["funnel"] = curated.funnel
+    if curated.funnel:
+        dropped = {f"{row['step']}: {row['rule']}": row["documents"] for row in curated.funnel}
+        desk.figure(
+            "funnel", bars(dropped, "documents left out"), "What texts were left out for, in the order of steps"
+        )
+
+
+def text_plan(config: CurateConfig) -> TextPlan:
+    """What the settings ask of texts; `parameters` are the fields of the plan.
+
+    Raises
+    ------
+    ConfigurationError
+        If a file is not there or holds no text, or a parameter is no field of the plan.
+    """
+    if config.method != TEXTS:
+        if config.wanted or config.evaluation:
+            raise ConfigurationError(f"wanted and evaluation are for texts: they go with method={TEXTS}.")
+        return TextPlan()
+    given = dict(config.parameters)
+    unknown = sorted(set(given) - {each.name for each in fields(TextPlan)})
+    if unknown:
+        known = ", ".join(each.name for each in fields(TextPlan))
+        raise ConfigurationError(f"The method {TEXTS!r} has no parameter {unknown[0]!r}. Its parameters: {known}.")
+    if config.wanted:
+        given["target"] = _texts_of(config.wanted)
+    if given.get("target"):
+        drawn = {"budget": as_budget(config.budget), "random_state": config.seed}
+        given["dsir"] = drawn | dict(given.get("dsir", {}))
+    if config.evaluation:
+        given["evaluation"] = {Path(name).stem: _texts_of(name) for name in config.evaluation}
+    return TextPlan(**given)
+
+
+def _texts_of(name: str) -> tuple[str, ...]:
+    lines = _text_file(name).read_text(encoding="utf-8").splitlines()
+    texts = tuple(each for each in lines if each.strip())
+    if not texts:
+        raise ConfigurationError(f"The file {name!r} holds no text. Write one text a line.")
+    return texts
+
+
+def _text_file(name: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigurationError(f"There is no file {name!r}. Give a text file with one text a line.")
+    return path
+
+
 # ---- choosing -----------------------------------------------------------------------------------------------
 
 
@@ -160,9 +258,11 @@ def check_selector(name: str) -> MethodCard:
         card = get_method(name, "curate")
     except LookupError as error:
         raise ConfigurationError(str(error)) from None
-    if not issubclass(card.cls, Selector):
+    if not issubclass(card.cls, Selector) and card.name != TEXTS:
         known = ", ".join(each.name for each in selectors())
-        raise ConfigurationError(f"The method {name!r} does not choose rows of one dataset. These do: {known}.")
+        raise ConfigurationError(
+            f"The method {name!r} does not choose rows of one dataset. These do: {known}; and {TEXTS} of texts."
+        )
     return card
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Features, Value
 from numpy.typing import NDArray
 
 from infra import datasets as ds
@@ -39,6 +40,13 @@ FILTERS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("c4", {"terminal_punctuation": False}),
     ("fineweb", {}),
 )
+DECISION = {
+    "selected": Value("bool"),
+    "sample_weight": Value("float32"),
+    "selection_score": Value("float32"),
+    "selection_reason": Value("string"),
+}
+"""Columns that a curated split has more."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,10 @@ def curate_text(folder: Path, split: str, work: Path, plan: TextPlan | None = No
 
 
 def write_curated(folder: Path, split: str, curated: TextCuration, target: Path) -> int:
-    """Write the rows kept, with the texts the filters left, to the split of that name below `target`; returns how many.
+    """Write the split below `target`, each row with what was decided about it; returns how many rows.
+
+    New columns: ``selected``, ``sample_weight`` (1 or 0), ``selection_score`` (what the rule measured) and
+    ``selection_reason``. Texts that filters changed are the changed ones where the row is kept.
 
     Parameters
     ----------
@@ -297,25 +308,35 @@ def decide_shard(shard: Shard) -> int:
 
 
 def write_shard(shard: Shard) -> int:
-    """Write the rows of one shard that are kept; returns how many."""
+    """Write the rows of one shard with what was decided about them; returns how many."""
     assert shard.target is not None
-    decided = pq.read_table(shard.result("decide"), columns=["keep", "text"])
+    decided = pq.read_table(shard.result("decide"))
     screened = pq.read_table(shard.result("screen"), columns=["text"])["text"]
     texts = pa.compute.coalesce(decided["text"], screened)
     source = shard.source()
-    schema = source.features.arrow_schema
-    start = kept = 0
+    schema = Features({**source.features, **DECISION}).arrow_schema
+    start = 0
     with pq.ParquetWriter(shard.target / shard.split / f"part-{shard.number:05d}.parquet", schema) as writer:
         for part in source.parts():
-            keep = decided["keep"].slice(start, len(part))
-            replaced = pa.compute.filter(texts.slice(start, len(part)), keep).cast(schema.field("text").type)
-            left = part.filter(keep)
-            text = pa.compute.coalesce(replaced, left["text"])
-            writer.write_table(
-                left.set_column(left.column_names.index("text"), schema.field("text"), text).cast(schema)
-            )
-            start, kept = start + len(part), kept + len(left)
-    return kept
+            said = decided.slice(start, len(part))
+            changed = pa.compute.if_else(said["keep"], texts.slice(start, len(part)), None)
+            columns = {name: part[name] for name in source.column_names}
+            columns["text"] = pa.compute.coalesce(changed.cast(part["text"].type), part["text"])
+            columns |= _verdicts(said)
+            writer.write_table(pa.table(columns).select(schema.names).cast(schema))
+            start += len(part)
+    return start
+
+
+def _verdicts(said: pa.Table) -> dict[str, Any]:
+    keep = said["keep"].to_pylist()
+    found = zip(keep, *(said[name].to_pylist() for name in ("step", "rule", "value")), strict=True)
+    return {
+        "selected": said["keep"],
+        "sample_weight": pa.array(np.asarray(keep, dtype=np.float32)),
+        "selection_score": said["value"].cast(pa.float32()),
+        "selection_reason": ["kept" if kept else f"{step}: {rule}, {value:.4g}" for kept, step, rule, value in found],
+    }
 
 
 # ---- between the passes --------------------------------------------------------------------------------------

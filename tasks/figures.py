@@ -222,6 +222,22 @@ def _hits(
     )
 
 
+def bars(values: Mapping[str, float], label: str) -> Figure:
+    """A named bar each, in the order given, the number beside it."""
+    figure = Figure(figsize=(6.4, 0.26 * max(len(values), 2) + 0.8))
+    axis = figure.subplots()
+    places = range(len(values))
+    drawn = axis.barh(places, list(values.values()), color=PALETTE[0])
+    axis.bar_label(drawn, fontsize=7, padding=2, fmt="{:,.4g}")
+    axis.set_yticks(places, [name[:48] for name in values], fontsize=7)
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.set_xlabel(label, fontsize=8)
+    axis.tick_params(axis="x", labelsize=7)
+    figure.tight_layout(pad=0.5)
+    return figure
+
+
 def histogram(groups: Mapping[str, ArrayLike], label: str) -> Figure:
     """Distributions of one number in several groups, over each other."""
     figure = Figure(figsize=(5.2, 2.6))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 from infra.embedded_server import embedded_server
@@ -16,6 +17,8 @@ def run_curate(
     budget: float | None,
     encoder: str,
     trust_labels: bool,
+    wanted: Path | None,
+    evaluation: tuple[Path, ...],
     seed: int | None,
     overrides: list[str],
     as_json: bool,
@@ -23,11 +26,20 @@ def run_curate(
     """Check the parameters, run the flow, print what was kept and what fewer rows cost."""
     settings()
     from flows.config import load_stage
-    from tasks.curate import CurateConfig, check_selector
+    from tasks.curate import CurateConfig, check_selector, text_plan
     from tasks.label_noise import LabelNoiseConfig
 
-    config = load_stage(CurateConfig, overrides, method=method, budget=budget, seed=seed)
+    config = load_stage(
+        CurateConfig,
+        overrides,
+        method=method,
+        budget=budget,
+        wanted=str(wanted.resolve()) if wanted else None,
+        evaluation=tuple(str(each.resolve()) for each in evaluation) or None,
+        seed=seed,
+    )
     check_selector(config.method)
+    text_plan(config)
     with embedded_server() as server:
         from flows.commands.console import print_json, stage_progress
         from flows.curate import curate
@@ -59,5 +71,7 @@ def _show(method: str, found: dict[str, Any]) -> None:
     ]
     if rows:
         print_table("What fewer rows cost (a linear classifier on the rows kept)", rows)
+    if found["funnel"]:
+        print_table("Texts left out", found["funnel"])
     out.print("Each row's reason is in the column selection_reason:", highlight=False)
     out.print(f"  clearwell data restore {found['version']} --to curated", highlight=False, soft_wrap=True)

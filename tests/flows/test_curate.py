@@ -49,8 +49,11 @@ def test_every_row_says_whether_it_is_kept_and_why(tracked, wine):
     ("arguments", "message"),
     [
         (("--method", "k-center"), "Did you mean 'k-centre'"),
-        (("--method", "survey"), "does not choose rows of one dataset"),
+        (("--method", "filtering-laws"), "does not choose rows of one dataset"),
         (("--budget", "0"), "budget: "),
+        (("--wanted", "wine.csv"), "wanted and evaluation are for texts"),
+        (("--method", "survey", "--wanted", "none.txt"), "none.txt'. Give a text file with one text a line"),
+        (("--method", "survey", "--set", "parameters.filter=[]"), "has no parameter 'filter'. Its parameters: filters"),
     ],
 )
 def test_what_can_not_be_done_is_said_before_anything_runs(clearwell, arguments, message):
@@ -97,3 +100,30 @@ def test_rows_are_read_on_the_scale_of_those_it_was_fitted_on():
     other = reader.read([Dataset.from_dict(columns | {"f": [3.0, 3.0, 3.0, 3.0]})], known=[1])
     np.testing.assert_allclose(other.matrix, 0)
     assert other.labels.tolist() == [-1, -1, 1, 1]
+
+
+def test_texts_are_filtered_and_drawn_towards_those_wanted(tracked, home):
+    random = np.random.default_rng(0)
+    words = {"games": "chess board player dice card puzzle", "science": "atom planet orbit enzyme proof field"}
+    rows = []
+    for name, list_ in words.items():
+        for _ in range(40):
+            rows.append((" ".join(random.choice([*list_.split(), "the", "of", "and"], 30)), name))
+    rows += [(rows[0][0].upper(), "games"), (" ", "games")]
+    Dataset.from_dict({"text": [r[0] for r in rows], "label": [r[1] for r in rows]}).to_parquet(home / "texts.parquet")
+    (home / "wanted.txt").write_text("a game of chess\n\ndice and card game of the player\n")
+    code, printed, said = tracked(
+        "curate", "texts.parquet", "--method", "survey", "--wanted", "wanted.txt", "--budget", "20",
+        "--set", "parameters.filters=[]", "--set", "parameters.minhash=null", "--set", "parameters.dsir.min_tokens=5",
+        "--set", "parameters.dsir.target_smoothing=0.1", "--json",
+    )  # fmt: skip
+    assert code == 0, said
+    found = json.loads(printed)
+    name, _, version = found["version"].partition("@")
+    project = Project()
+    frame = ds.read_split(project.versions.path(project.versions.resolve(name, version)), "train").to_pandas()
+    assert frame["selected"].sum() == found["selected"] == 20
+    names = ds.infer_schema(project.versions.path(project.versions.resolve(name, version))).label_names
+    assert (frame.loc[frame["selected"], "label"] == names.index("games")).mean() > 0.9
+    assert {row["rule"] for row in found["funnel"]} >= {"not_drawn"}
+    assert frame.loc[~frame["selected"], "selection_reason"].str.startswith(("dsir: ", "exact: ", "readable: ")).all()

@@ -119,17 +119,22 @@ def test_the_draw_is_that_of_dsir(tmp_path):
     assert [ids[row] for row in np.flatnonzero(curated.keep)] == [documents[row]["id"] for row in expected.indices_]
 
 
-def test_kept_rows_are_written_with_the_texts_the_filters_left(tmp_path):
+def test_every_row_is_written_with_its_verdict_and_the_text_the_filters_left(tmp_path):
     folder = written(tmp_path / "data", 50)
     curated = curate_text(folder, "train", tmp_path / "work", TextPlan(evaluation={"exam": (EXAM,)},
                                                                       decontaminate={"mode": "trim"}))  # fmt: skip
     count = write_curated(folder, "train", curated, tmp_path / "out")
-    assert count == curated.kept == ds.count_rows(tmp_path / "out")
+    assert count == 120 == ds.count_rows(tmp_path / "out")
     data = ds.read_split(tmp_path / "out", "train")
+    assert sum(data["selected"]) == curated.kept == sum(weight == 1 for weight in data["sample_weight"])
+    reasons = dict(zip(data["id"], data["selection_reason"], strict=True))
+    assert (reasons["id001"], reasons["id010"]) == ("exact: duplicate, 0", "kept")
+    assert reasons["id004"] == "readable: empty, 0"
     texts = dict(zip(data["id"], data["text"], strict=True))
     assert "privacy" not in texts["id008"]
     assert "asked " in texts["id090"]
     assert "wrote the letter" not in texts["id090"]
+    assert texts["id006"] == "Too short."  # left out: as it came
     assert texts["id010"] == rows()[1][10]
     assert set(data["source"]) == {"web"}
 
