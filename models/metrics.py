@@ -184,3 +184,21 @@ def membership_attack(
 
 def _sorted(probabilities: ArrayLike) -> NDArray[np.float64]:
     return np.sort(np.asarray(probabilities, dtype=np.float64), axis=1)[:, ::-1]
+
+
+def frechet_distance(first: ArrayLike, second: ArrayLike) -> float:
+    """Fréchet distance of the Gaussians through two sets of rows (Heusel et al., 2017, equation 6).
+
+    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``.
+
+    Parameters
+    ----------
+    first, second : array, (n, d) and (m, d)
+        At least two rows each.
+    """
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(a, rowvar=False)))
+    other = np.atleast_2d(np.cov(b, rowvar=False))
+    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
+    common = np.sqrt(np.linalg.eigvalsh(root @ other @ root).clip(min=0)).sum()
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + values.sum() + np.trace(other) - 2 * common)

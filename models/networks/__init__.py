@@ -65,4 +65,4 @@ def build(architecture: dict[str, Any]) -> nn.Module:
     return _BUILDERS[name](**parameters)
 
 
-from models.networks import autoencoder, convnet, heads, mlp, nin, pointnet, resnet, unet, vae  # noqa: E402, F401  (they enter themselves)
+from models.networks import autoencoder, convnet, denoiser, heads, mlp, nin, pair_encoder, pointnet, resnet, unet, vae  # noqa: E402, F401  (they enter themselves)

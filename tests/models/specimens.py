@@ -673,3 +673,54 @@ def filtering_laws() -> Specimen:
         },
         rows=(),
     )
+
+
+@specimen("projektor")
+def projektor() -> Specimen:
+    from models.curate.projektor import Projektor
+
+    def pilots() -> list[tuple[np.ndarray, np.ndarray]]:
+        rows, found = load_digits().data[:300] / 16, labels(0, 300)
+        return [(rows[found != skipped], found[found != skipped]) for skipped in (0, 1)]
+
+    return Specimen(
+        make=lambda: Projektor(n0=20, n1=40, step=0.25, reps=1, ot_solver="exact", random_state=0),
+        arguments=lambda: {
+            "sources": pilots(),
+            "X_val": load_digits().data[300:360] / 16,
+            "y_val": labels(300, 360),
+        },
+        answers=lambda fitted: {
+            "scores": fitted.predict([[0.5, 0.5], [0.9, 0.1]], 80),
+            "interval": fitted.score_interval([[0.5, 0.5]], 80),
+            "mixture": fitted.select(80)[0],
+        },
+        rows=("X_val",),
+        labels="y_val",
+    )
+
+
+@specimen("ambient")
+def ambient() -> Specimen:
+    from models.curate.ambient import AmbientDiffusion
+    from models.networks.denoiser import MLPDenoiser
+
+    def new_denoiser() -> MLPDenoiser:
+        with isolated_seed(0):
+            return MLPDenoiser(64, width=16, depth=1, n_classes=3)
+
+    def noisy() -> dict[str, Any]:
+        noise = np.random.default_rng(0).standard_normal((100, 64), dtype=np.float32)
+        levels = np.repeat(np.float32([0.0, 0.3]), 50)
+        X = (load_digits().data[:100] / 8 - 1).astype(np.float32) + levels[:, None] * noise
+        return {"X": X, "noise_std": levels, "y": labels(0, 100)}
+
+    return Specimen(
+        make=lambda: AmbientDiffusion(new_denoiser(), batch_size=32, n_steps=8, random_state=0),
+        arguments=noisy,
+        answers=lambda fitted: {
+            "drawn": fitted.sample(4, n_steps=4),
+            "cleaned": fitted.denoise(noisy()["X"][:4], 0.3, labels(0, 4)),
+        },
+        labels="y",
+    )

@@ -13,6 +13,7 @@ from models.metrics import (
     discovery_accuracy,
     effective_rank,
     expected_calibration_error,
+    frechet_distance,
     h_score,
     hungarian_accuracy,
     knn_accuracy,
@@ -126,3 +127,14 @@ def test_discovery_accuracy_matches_once_and_reports_old_and_new():
     assert discovery_accuracy(truth, clusters, [0, 1]) == {"all": 6 / 8, "old": 4 / 5, "new": 2 / 3}
     assert discovery_accuracy(truth, clusters, [0, 1])["all"] == hungarian_accuracy(truth, clusters)
     assert np.isnan(discovery_accuracy([0, 1], [0, 1], [0, 1])["new"])
+
+
+def test_frechet_distance_of_gaussians_of_known_shape():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(200_000, 2)) * [1.0, 2.0]
+    second = rng.normal(size=(200_000, 2)) * [3.0, 0.5] + [1.0, 0.0]
+    assert frechet_distance(first, second) == pytest.approx(1 + (1 - 3) ** 2 + (2 - 0.5) ** 2, rel=0.02)
+    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
+    turned = np.array([[0.6, -0.8], [0.8, 0.6]])
+    assert frechet_distance(first @ turned, second @ turned) == pytest.approx(frechet_distance(first, second))
+    assert frechet_distance(first[:, :1], second[:, :1]) == pytest.approx(1 + 4, rel=0.02)
