@@ -279,6 +279,40 @@ def earth_mover(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) 
     >>> float(value)
     0.0
     """
+    plan, log = _network_simplex(cost, a, b)
+    return torch.from_numpy(plan).to(cost), cost.new_tensor(log["cost"])
+
+
+def earth_mover_potentials(
+    cost: Tensor, a: Tensor | None = None, b: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`earth_mover`, and instead of the plan what more mass on a row or column adds to the cost.
+
+    Parameters
+    ----------
+    cost : Tensor, (n, m)
+    a, b : Tensor, (n,) and (m,), optional
+        Marginals of equal mass; uniform by default. Rows and columns without mass have no potential: leave them out.
+
+    Returns
+    -------
+    value : Tensor, ()
+    f, g : Tensor, (n,) and (m,)
+        Dual potentials, unique up to a constant where the plan is not degenerate: ``f_i + g_j <= C_ij``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> value, f, g = earth_mover_potentials(torch.tensor([[0.0], [1.0]]), torch.tensor([0.25, 0.75]))
+    >>> float(value), float(f[1] - f[0])
+    (0.75, 1.0)
+    """
+    _, log = _network_simplex(cost, a, b)
+    f, g = (torch.from_numpy(log[name]).to(cost) for name in ("u", "v"))
+    return cost.new_tensor(log["cost"]), f, g
+
+
+def _network_simplex(cost: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Any, dict[str, Any]]:
     import ot
 
     if cost.ndim != 2:
@@ -291,7 +325,7 @@ def earth_mover(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) 
         plan, log = ot.emd(rows, columns, cost.detach().cpu().double().numpy().copy(), numItermax=10_000_000, log=True)
     if log["warning"] is not None:
         raise RuntimeError(f"The exact transport was not solved: {log['warning']}")
-    return torch.from_numpy(plan).to(cost), torch.tensor(log["cost"]).to(cost)
+    return plan, log
 
 
 def doubly_stochastic(scores: Tensor, epsilon: float = 1.0, iterations: int = 50, tolerance: float = 5e-6) -> Tensor:
