@@ -105,6 +105,16 @@ def baselines(name: str, k: int) -> tuple[list[dict[str, Any]], list[NDArray[np.
     return table, labels
 
 
+def best_of_many(name: str, k: int, starts: int = 64) -> list[NDArray[np.int64]]:
+    """Labels by the best of many starts of k-means, of each seed: as repeatable as k-means gets."""
+    X, _, _, _, standardize = data(name)
+    rows = StandardScaler().fit_transform(X) if standardize else X
+    return [
+        np.asarray(KMeans(k, n_init=starts, tol=0, random_state=seed).fit_predict(rows), dtype=np.int64)
+        for seed in SEEDS
+    ]
+
+
 def agreements(labels: list[NDArray[np.int64]]) -> list[float]:
     """Adjusted Rand index of each pair."""
     return [float(adjusted_rand_score(a, b)) for a, b in combinations(labels, 2)]
@@ -140,13 +150,20 @@ def collect(evidence: Evidence) -> None:
     evidence.table("each seed", rows)
     evidence.table("baselines at the same k", others)
     evidence.table("numbers tried, seed 0", courses)
+    numbers = sorted({row["k"] for row in rows if row["data"] == "digits"})
+    ceiling = {k: min(agreements(best_of_many("digits", k))) for k in numbers}
+    reasons = {
+        "digits": f" Chosen numbers differ between seeds ({numbers}), k-means itself is not this repeatable here: of "
+        + ", ".join(f"{k} clusters {value:.3f}" for k, value in ceiling.items())
+        + " is the smallest between the best of 64 starts."
+    }
     for name, bound in (("5 blobs", 1.0), ("7 blobs", 1.0), ("wine", 0.99), ("iris", 0.99), ("digits", 0.9)):
         evidence.check(
             f"{name}: smallest adjusted Rand index of the labels of two of 5 seeds",
             round(least[name][0], 9),
             at_least=bound,
             note=f"Single-start k-means at the same k: smallest {min(least[name][1]):.3f}, "
-            f"mean {np.mean(least[name][1]):.3f}.",
+            f"mean {np.mean(least[name][1]):.3f}." + reasons.get(name, ""),
         )
     evidence.check(
         "digits: smallest adjusted Rand index of two seeds, less that of single-start k-means",

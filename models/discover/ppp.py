@@ -40,6 +40,8 @@ CLEAR_PRODUCT = 0.5
 """A best product of stability and agreement below this is no clear partition."""
 REPEATABLE = 0.99
 """Two searches from different seeds agree when their adjusted Rand index is at least this."""
+NEARLY_BEST = 1.001
+"""Runs of at most this multiple of the smallest inertia found the same optimum, or one as good."""
 LLOYD_ROWS = 100_000
 """Beyond this many rows the runs of the search go through mini-batches."""
 SILHOUETTE_ROWS = 5000
@@ -60,7 +62,6 @@ class Refined(NamedTuple):
     centres: Matrix
     runs: list[Matrix]
     labels: Labels
-    bic: float
     scores: list[dict[str, float]]
     selected_by: str
     product: float
@@ -70,9 +71,11 @@ class Refined(NamedTuple):
 
 
 def kmeans_runs(rows: Matrix, k: int, n_runs: int, max_iter: int, random: np.random.RandomState) -> list[Matrix]:
-    """Step 1a: centres of `n_runs` single k-means++ starts."""
+    """Step 1a: centres of `n_runs` single k-means++ starts, each run until nothing moves."""
     method = KMeans if len(rows) <= LLOYD_ROWS else MiniBatchKMeans
-    runs = [method(k, n_init=1, max_iter=max_iter, random_state=random.randint(2**31 - 1)) for _ in range(n_runs)]
+    runs = [
+        method(k, n_init=1, max_iter=max_iter, tol=0, random_state=random.randint(2**31 - 1)) for _ in range(n_runs)
+    ]
     return [run.fit(rows).cluster_centers_ for run in runs]
 
 
@@ -84,6 +87,13 @@ def best_first(rows: Matrix, runs: list[Matrix]) -> list[Matrix]:
 def better_half(runs: list[Matrix]) -> list[Matrix]:
     """The runs that are asked: a start that ended badly says nothing about the partition. At least two."""
     return runs[: max(2, (len(runs) + 1) // 2)]
+
+
+def nearly_best(rows: Matrix, runs: list[Matrix]) -> list[Matrix]:
+    """Of the better half, those whose inertia is within a thousandth of the best: which others came is chance."""
+    half = better_half(runs)
+    inertia = [float((pairwise_distances_argmin_min(rows, run)[1] ** 2).sum()) for run in half]
+    return [run for run, own in zip(half, inertia, strict=True) if own <= NEARLY_BEST * min(inertia)]
 
 
 def aligned_runs(rows: Matrix, runs: list[Matrix], reference: Labels) -> NDArray[np.int64]:
@@ -133,9 +143,9 @@ def mixture_from_partition(
 def separable(
     rows: Matrix, runs: list[Matrix], hard: Labels, mixture: GaussianMixture, min_posterior: float
 ) -> NDArray[np.bool_]:
-    """Step 1d: rows that the better runs, the partition and a sure mixture put into the same cluster."""
+    """Step 1d: rows that the nearly best runs, the partition and a sure mixture put into the same cluster."""
     posterior = mixture.predict_proba(rows)
-    agreed = (aligned_runs(rows, better_half(runs), hard) == hard).all(axis=0)
+    agreed = (aligned_runs(rows, nearly_best(rows, runs), hard) == hard).all(axis=0)
     return np.asarray(agreed & (posterior.argmax(axis=1) == hard) & (posterior.max(axis=1) >= min_posterior))
 
 
@@ -226,7 +236,7 @@ class PPP(ClusterMixin, BaseEstimator):
     k_range : pair or iterable of int, default=(2, 12)
         A tuple or list of two is the lowest and highest number tried; a range or a longer list is tried as it is.
         Each must be at least 2. One number, as (3, 3), is taken without a choice.
-    n_runs : int, default=8
+    n_runs : int, default=16
         k-means starts for each k, at least 3.
     covariance_type : {"full", "tied", "diag", "spherical"}, default="full"
         Of the mixture. Full covariances of k clusters in p columns are trusted with at least 5 k p rows.
@@ -253,7 +263,7 @@ class PPP(ClusterMixin, BaseEstimator):
         Component of the final mixture each row most probably belongs to, the largest cluster first, ties by the first
         coordinate of the centre.
     core_mask_ : bool array, (n,)
-        The separable rows: the better half of the runs of k-means, the refined partition and the mixture agree on
+        The separable rows: the nearly best runs of k-means, the refined partition and the mixture agree on
         them.
     core_fraction_ : float
     cluster_centers_ : array, (n_clusters_, p)
@@ -269,13 +279,13 @@ class PPP(ClusterMixin, BaseEstimator):
     repeatability_ : float
         Adjusted Rand index of the answers of two searches from different seeds.
     n_iter_ : int
-        Rounds of expectation-maximisation of the final mixture.
+        Rounds of expectation-maximisation of the final mixture: one.
     n_features_in_ : int
 
     Notes
     -----
     A second search from another seed checks the first. Where they differ (adjusted Rand index below 0.99) both get as
-    many runs again; the answer of smaller BIC stays. Rows are put in lexicographic order first, so
+    many runs again; the answer is that of the runs of both. Rows are put in lexicographic order first, so
     that their order changes nothing.
 
     One cluster is not among the answers. Rows without groups may give a product below 0.5, which is warned of, but
@@ -317,7 +327,7 @@ class PPP(ClusterMixin, BaseEstimator):
         self,
         k_range: Iterable[int] = (2, 12),
         *,
-        n_runs: int = 8,
+        n_runs: int = 16,
         covariance_type: str = "full",
         min_posterior: float = 0.95,
         tolerance: float = 0.05,
@@ -440,7 +450,7 @@ class PPP(ClusterMixin, BaseEstimator):
         return possible[:1]
 
     def _repeatable_search(self, rows: Matrix, numbers: list[int], random: np.random.RandomState) -> Refined:
-        """Step 5: two searches from different seeds; where they differ, as many runs again are added to each."""
+        """Step 5: two searches from different seeds, as many runs again where they differ; then one of all."""
         runs: list[dict[int, list[Matrix]]] = [{k: [] for k in numbers} for _ in range(2)]
         for _ in range(2):
             for each in runs:
@@ -450,7 +460,7 @@ class PPP(ClusterMixin, BaseEstimator):
             self.repeatability_ = float(adjusted_rand_score(pair[0].labels, pair[1].labels))
             if self.repeatability_ >= REPEATABLE:
                 break
-        return min(pair, key=lambda found: found.bic)
+        return self._search(rows, {k: runs[0][k] + runs[1][k] for k in numbers})
 
     def _search(self, rows: Matrix, runs: dict[int, list[Matrix]]) -> Refined:
         """Steps 1 to 4 from these runs of each k."""
@@ -465,14 +475,17 @@ class PPP(ClusterMixin, BaseEstimator):
         centres, mixture = self._refined(rows, chosen, ridge)
         product = max(score["product"] for score in scores)
         labels = np.asarray(mixture.predict(rows), dtype=np.int64)
-        return Refined(mixture, centres, chosen, labels, float(mixture.bic(rows)), scores, reason, product)
+        return Refined(mixture, centres, chosen, labels, scores, reason, product)
 
     def _refined(self, rows: Matrix, runs: list[Matrix], ridge: float) -> tuple[Matrix, GaussianMixture]:
-        """Step 3 and 4: k-means from the centres of the separable rows, and the mixture started from its partition."""
+        """Step 3 and 4: k-means from the centres of the separable rows, and one round of the mixture on its partition.
+
+        Run to its end the mixture would leave the partition it is to validate, each time for another of its optima.
+        """
         centres, k = runs[0], len(runs[0])
 
         def validated(hard: Labels) -> GaussianMixture:
-            return mixture_from_partition(rows, hard, k, self.covariance_type, ridge, self.max_iter)
+            return mixture_from_partition(rows, hard, k, self.covariance_type, ridge, 1)
 
         hard = pairwise_distances_argmin(rows, centres).astype(np.int64)
         mixture = validated(hard)
