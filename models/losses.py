@@ -54,7 +54,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tensor:
     return F.cross_entropy(logits, partner)
 
 
-def target_contrastive(first: Tensor, second: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def target_contrastive(first: Tensor, second: Tensor, targets: Tensor, temperature: float | Tensor) -> Tensor:
     """Cross-view contrast against a given similarity matrix, ``mean_i CE(S_i, M_i) / sum_j M_ij``.
 
     Parameters

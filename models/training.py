@@ -291,6 +291,47 @@ class Trainer:
         self.epoch, self.step = state["epoch"], state["step"]
 
 
+class StepTrainer(Trainer):
+    """A trainer told how many steps to take, on full batches from an endless row of shuffles.
+
+    An epoch has as many steps as the rows need; the last has what is left.
+
+    Parameters
+    ----------
+    n_steps : int
+    drop_last : bool
+        Let no batch reach from one shuffle into the next, so that no row comes twice in a batch; rows must then be at
+        least as many as a batch. Otherwise fewer rows than a batch repeat in it.
+    """
+
+    def __init__(self, network: nn.Module, *, n_steps: int, **parameters: Any) -> None:
+        super().__init__(network, epochs=0, **parameters)
+        self.n_steps = n_steps
+        self.waiting = torch.empty(0, dtype=torch.int64)
+
+    def prepare(self, *tensors: Tensor) -> None:
+        """Count the epochs, then as any trainer."""
+        n, size = len(tensors[0]), self.batch_size
+        self.steps_an_epoch = max(1, n // size if self.drop_last else -(-n // size))
+        self.epochs = -(-self.n_steps // self.steps_an_epoch)
+        super().prepare(*tensors)
+        self.total_steps = self.n_steps
+
+    def iterate(self, epoch: int, counting: bool = False) -> Iterator[Tensor]:
+        """Full batches; with `counting` nothing is drawn from the generator."""
+        n, size = len(self.tensors[0]), self.batch_size
+        for _ in range(min(self.steps_an_epoch, self.n_steps - epoch * self.steps_an_epoch)):
+            if counting:
+                yield torch.arange(size)
+                continue
+            if self.drop_last and len(self.waiting) < size:
+                self.waiting = self.waiting[:0]
+            while len(self.waiting) < size:
+                self.waiting = torch.cat([self.waiting, torch.randperm(n, generator=self.generator)])
+            batch, self.waiting = self.waiting.split([size, len(self.waiting) - size])
+            yield batch
+
+
 class EarlyStopping(Hook):
     """Stop when `key` has not improved by `min_delta` for `patience` epochs; optionally restore the best weights."""
 
@@ -357,9 +398,33 @@ def _trainable(network: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
-def cosine(step: int, total: int) -> float:
+def cosine(step: float, total: float) -> float:
     """Half a cosine from 1 to 0 over the whole training."""
     return 0.5 * (1 + math.cos(math.pi * step / max(total, 1)))
+
+
+def warmup_cosine(warmup: int) -> Callable[[int, int], float]:
+    """A linear rise over the first `warmup` steps, then half a cosine to 0."""
+    return lambda step, total: (step + 1) / warmup if step < warmup else cosine(step - warmup, total - warmup)
+
+
+def one_cycle(warm: float = 0.3, start: float = 0.04, end: float = 4e-6) -> Callable[[int, int], float]:
+    """Half a cosine from `start` up to 1 over the share `warm` of the steps, then down to `end` (Smith & Topin, 2019).
+
+    Examples
+    --------
+    >>> [round(one_cycle(0.5)(step, 5), 3) for step in range(5)]
+    [0.04, 0.52, 1.0, 0.5, 0.0]
+    """
+
+    def factor(step: int, total: int) -> float:
+        last = max(total - 1, 1)
+        top = warm * last
+        if step < top:
+            return start + (1 - start) * 0.5 * (1 - math.cos(math.pi * step / top))
+        return end + (1 - end) * cosine(step - top, last - top)
+
+    return factor
 
 
 def cosine_restarts(first_steps: int, growth: int = 2) -> Callable[[int, int], float]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -39,7 +39,7 @@ from models.networks.denoiser import (
     over_rows,
 )
 from models.registry import register
-from models.training import ExponentialAverage, Row, Trainer, adam
+from models.training import ExponentialAverage, Row, StepTrainer, Trainer, adam
 
 __all__ = ["AmbientDiffusion", "PriceEstimate", "clean_equivalent", "corrupt", "noisy_sample_price"]
 
@@ -123,7 +123,7 @@ class RampedAverage(ExponentialAverage):
         super().on_batch_end(trainer, terms)
 
 
-class AmbientTrainer(Trainer):
+class AmbientTrainer(StepTrainer):
     """The loss of step 5, and of step 6 where asked for, on (samples, noise levels, labels).
 
     Parameters
@@ -142,20 +142,6 @@ class AmbientTrainer(Trainer):
     ) -> None:
         super().__init__(network, **parameters)
         self.method, self.augments_noisy, self.labelled = method, augments_noisy, labelled
-        self.waiting = torch.empty(0, dtype=torch.int64)
-
-    def iterate(self, epoch: int, counting: bool = False) -> Iterator[Tensor]:
-        """Full batches from an endless row of shuffles; a pass has as many as the samples need, the last what is left.
-
-        Fewer samples than a batch repeat in it.
-        """
-        n = len(self.tensors[0])
-        a_pass = -(-n // self.batch_size)
-        for _ in range(min(a_pass, self.method.n_steps - epoch * a_pass)):
-            while not counting and len(self.waiting) < self.batch_size:
-                self.waiting = torch.cat([self.waiting, torch.randperm(n, generator=self.generator)])
-            yield self.waiting[: self.batch_size] if not counting else torch.arange(2)
-            self.waiting = self.waiting if counting else self.waiting[self.batch_size :]
 
     def fetch(self, index: Tensor) -> tuple[Tensor, ...]:
         """Samples, augmented where that leaves their noise alone, their levels and labels."""
@@ -478,7 +464,7 @@ class AmbientDiffusion(BaseEstimator):
             self,
             self.augments_noisy_,
             n_classes > 0,
-            epochs=-(-self.n_steps // -(-len(samples) // self.batch_size)),
+            n_steps=self.n_steps,
             batch_size=self.batch_size,
             optimizer=adam(self.lr),
             schedule=lambda step, total: min((step + 1) / ramp, 1.0),

@@ -724,3 +724,19 @@ def ambient() -> Specimen:
         },
         labels="y",
     )
+
+
+@specimen("dfn")
+def dfn() -> Specimen:
+    from models.curate.dfn import DataFilteringNetwork
+
+    def pairs(start: int, stop: int) -> tuple[np.ndarray, list[str]]:
+        found = (load_digits().data[start:stop] / 16).astype(np.float32)
+        return found, [f"the number {label}" for label in load_digits().target[start:stop]]
+
+    return Specimen(
+        make=lambda: DataFilteringNetwork(embed_dim=4, batch_size=20, epochs_or_samples=2.0, random_state=0),
+        arguments=lambda: {"trusted_pairs": pairs(0, 60)},
+        answers=lambda fitted: {"scores": fitted.score_pairs(pairs(60, 90)), "kept": fitted.select(pairs(60, 90), 0.5)},
+        rows=(),
+    )

@@ -12,6 +12,7 @@ from models.training import (
     EarlyStopping,
     ExponentialAverage,
     Hook,
+    StepTrainer,
     Trainer,
     adam,
     cosine,
@@ -19,6 +20,7 @@ from models.training import (
     hooks,
     inverse_decay,
     sgd,
+    warmup_cosine,
 )
 
 
@@ -291,3 +293,40 @@ def test_a_batch_without_labels_changes_nothing():
     before = network.weight.detach().clone()
     trainer(network, kind=ClassifierTrainer, epochs=1).fit(torch.randn(6, 2), torch.full((6,), -1))
     assert torch.equal(network.weight, before)
+
+
+class Stepped(StepTrainer):
+    def compute_loss(self, batch, index):
+        self.batches_seen.append(index)
+        return self.network(batch[0]).square().mean(), {}
+
+
+def stepped(n, n_steps, size, drop_last=False):
+    trained = Stepped(nn.Linear(1, 1), n_steps=n_steps, batch_size=size, optimizer=sgd(0.05), drop_last=drop_last)
+    trained.batches_seen = []
+    trained.fit(torch.zeros(n, 1))
+    return trained
+
+
+@pytest.mark.parametrize(("n", "n_steps", "epochs"), [(10, 7, 3), (10, 3, 1), (3, 5, 5), (8, 4, 2)])
+def test_steps_are_counted_and_batches_full(n, n_steps, epochs):
+    trained = stepped(n, n_steps, 4)
+    assert [len(index) for index in trained.batches_seen] == [4] * n_steps
+    assert trained.step == trained.total_steps == n_steps
+    assert len(trained.history) == epochs
+    assert sorted(torch.cat(trained.batches_seen)[:n].tolist()) == list(range(n))
+
+
+def test_no_row_comes_twice_in_a_batch_where_shuffles_are_kept_apart():
+    trained = stepped(10, 9, 4, drop_last=True)
+    assert all(len(set(index.tolist())) == 4 for index in trained.batches_seen)
+    assert len(set(torch.cat(trained.batches_seen[:2]).tolist())) == 8
+    assert len(trained.history) == 5
+
+
+def test_warm_up_rises_to_one_and_falls_to_nothing():
+    factor = warmup_cosine(10)
+    assert [factor(0, 110), factor(9, 110), factor(10, 110)] == pytest.approx([0.1, 1, 1])
+    assert factor(60, 110) == pytest.approx(0.5)
+    assert factor(110, 110) == pytest.approx(0)
+    assert warmup_cosine(0)(5, 20) == pytest.approx(cosine(5, 20))

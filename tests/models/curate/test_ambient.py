@@ -184,7 +184,7 @@ class Gaussian(nn.Module):
 
 def consistency_trainer(network: nn.Module, **parameters: Any) -> AmbientTrainer:
     method = AmbientDiffusion(**parameters)
-    trainer = AmbientTrainer(network, method, False, False, epochs=1, batch_size=8, optimizer=adam(1e-3))
+    trainer = AmbientTrainer(network, method, False, False, n_steps=1, batch_size=8, optimizer=adam(1e-3))
     trainer.network = network  # type: ignore[assignment]
     return trainer
 
@@ -370,7 +370,7 @@ def test_noise_is_never_interpolated() -> None:
     y, s = torch.from_numpy(DIGITS[:6]).reshape(-1, 1, 8, 8), torch.tensor([0.0, 0.0, 0.0, 0.4, 0.4, 0.4])
     method = AmbientDiffusion(augment=lambda images: images + 1)
     for both in (False, True):
-        trainer = AmbientTrainer(nn.Identity(), method, both, False, epochs=1, batch_size=4, optimizer=adam(1e-3))
+        trainer = AmbientTrainer(nn.Identity(), method, both, False, n_steps=1, batch_size=4, optimizer=adam(1e-3))
         trainer.tensors = (y, s, torch.zeros(6))
         moved = (trainer.fetch(torch.arange(6))[0] - y).flatten(1).mean(1)
         torch.testing.assert_close(moved, torch.tensor([1.0, 1, 1, both, both, both]))
