@@ -47,6 +47,8 @@ DECISION = {
     "selection_reason": Value("string"),
 }
 """Columns that a curated split has more."""
+COPIES = ("exact", "minhash")
+"""Steps whose value is the row of the split that stays."""
 
 
 @dataclass(frozen=True)
@@ -330,12 +332,15 @@ def write_shard(shard: Shard) -> int:
 
 def _verdicts(said: pa.Table) -> dict[str, Any]:
     keep = said["keep"].to_pylist()
-    found = zip(keep, *(said[name].to_pylist() for name in ("step", "rule", "value")), strict=True)
+    reasons = [
+        "kept" if kept else f"{step}: {rule} of row {value:.0f}" if step in COPIES else f"{step}: {rule}, {value:.4g}"
+        for kept, step, rule, value in zip(keep, *(said[n].to_pylist() for n in ("step", "rule", "value")), strict=True)
+    ]
     return {
         "selected": said["keep"],
         "sample_weight": pa.array(np.asarray(keep, dtype=np.float32)),
         "selection_score": said["value"].cast(pa.float32()),
-        "selection_reason": ["kept" if kept else f"{step}: {rule}, {value:.4g}" for kept, step, rule, value in found],
+        "selection_reason": reasons,
     }
 
 

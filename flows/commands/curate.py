@@ -58,7 +58,8 @@ def run_curate(
 def _show(method: str, found: dict[str, Any]) -> None:
     from flows.commands.console import out, print_table
 
-    out.print(f"{method} keeps {found['selected']} of {found['usable']} rows: [bold]{found['version']}[/].")
+    kept, usable = int(found["selected"]), int(found["usable"])
+    out.print(f"{method} keeps {kept:,} of {usable:,} rows: [bold]{found['version']}[/].")
     rows = [
         {
             "method": row["method"],

@@ -128,7 +128,7 @@ def test_every_row_is_written_with_its_verdict_and_the_text_the_filters_left(tmp
     data = ds.read_split(tmp_path / "out", "train")
     assert sum(data["selected"]) == curated.kept == sum(weight == 1 for weight in data["sample_weight"])
     reasons = dict(zip(data["id"], data["selection_reason"], strict=True))
-    assert (reasons["id001"], reasons["id010"]) == ("exact: duplicate, 0", "kept")
+    assert (reasons["id001"], reasons["id010"]) == ("exact: duplicate of row 0", "kept")
     assert reasons["id004"] == "readable: empty, 0"
     texts = dict(zip(data["id"], data["text"], strict=True))
     assert "privacy" not in texts["id008"]
