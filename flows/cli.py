@@ -234,6 +234,44 @@ def curate(
     )
 
 
+@app.command(epilog=EXIT_CODES)
+def plan(
+    budget: Annotated[
+        int, typer.Option(metavar="ROWS", help="Rows that training sees; a row seen twice counts twice.")
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="A dataset's name, NAME@VERSION, or a path; several are a pool each. Default: scans."),
+    ] = None,
+    pools: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Column whose values are the pools; its quantiles if it is numeric.")
+    ] = "",
+    score: Annotated[
+        str, typer.Option(metavar="NAME", help="Without pools: cut the rows by what this selector scores them.")
+    ] = "el2n",
+    quantiles: Annotated[int, typer.Option(min=2, max=8, help="Pools made of a score or a numeric column.")] = 4,
+    pilot: Annotated[int, typer.Option(min=40, metavar="ROWS", help="Rows of each pool for the pilot runs.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, help="Random state of pilots and trainings.")] = 0,
+    runner: Where = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Say what to train on for a budget: which pools, how much of each, how many passes, and what it would reach.
+
+    Small runs on every pool alone (filtering-laws) and on mixtures of them (projektor) tell what each choice of pools
+    would reach. You get a table and a figure: the recommended choice, its predicted accuracy with an interval, and
+    beside it what training on it and on two other choices really reached.
+
+    Pools are the values of a column (--pools source), several datasets (--data a --data b), or quantiles of a score.
+    The learner is a network of one hidden layer on the rows as numbers; rows are judged on the split test.
+    """
+    from flows.commands.plan import run_plan
+    from infra.runner import use_runner
+
+    use_runner(runner, workers)
+    run_plan(tuple(data or ("scans",)), budget, pools, score, quantiles, pilot, seed, as_json)
+
+
 @app.command()
 def discover(
     data: Annotated[str, typer.Argument(help="A dataset's name, NAME@VERSION, or a path.")],

@@ -276,3 +276,60 @@ def lines(
     axis.legend(fontsize=7, frameon=False)
     figure.tight_layout(pad=0.5)
     return figure
+
+
+def plan_figure(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    runs: Sequence[Mapping[str, Any]],
+    trained: Sequence[Mapping[str, Any]],
+    budget: float,
+) -> Figure:
+    """Left, pilot runs of each pool with the curve of the whole pool; right, choices predicted and reached.
+
+    Parameters
+    ----------
+    curves : mapping
+        Pool -> (rows seen, accuracy) of the whole pool.
+    runs : sequence of mapping
+        Pilot runs: pool, samples_seen, error.
+    trained : sequence of mapping
+        Choices: choice, predicted, low, high, outcomes, and [value, half] by filtering_laws and projektor.
+    budget : float
+    """
+    figure = Figure(figsize=(11.5, max(3.6, 1.1 * len(trained) + 1.2)))
+    left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
+    for number, (pool, (seen, accuracy)) in enumerate(curves.items()):
+        colour = PALETTE[number % 10]
+        own = [run for run in runs if run["pool"] == pool]
+        left.plot(np.asarray(seen), np.asarray(accuracy), color=colour, lw=1.6, label=pool)
+        left.scatter([r["samples_seen"] for r in own], [1 - r["error"] for r in own], s=13, color=colour, alpha=0.6)
+    left.axvline(budget, color="#666666", ls="--", lw=1)
+    left.set_xscale("log")
+    left.set_xlabel("rows seen in training (dashed: the budget)", fontsize=9)
+    left.set_ylabel("accuracy", fontsize=9)
+    left.set_title("Each pool alone: pilot runs, and the law for all of it", fontsize=10)
+    left.legend(fontsize=8, frameon=False, loc="lower right")
+    for place, row in enumerate(trained):
+        right.plot([row["low"], row["high"]], [place, place], color=PALETTE[0], lw=7, alpha=0.25, solid_capstyle="butt")
+        right.scatter([row["predicted"]], [place], marker="|", s=260, lw=2.4, color=PALETTE[0], zorder=3)
+        for name, marker in (("filtering_laws", "^"), ("projektor", "s")):
+            right.scatter([row[name][0]], [place + 0.2], marker=marker, s=26, color="#8a979f", zorder=3)
+        right.scatter(row["outcomes"], [place - 0.2] * len(row["outcomes"]), s=24, color=PALETTE[1], zorder=4)
+    names = [fill(("recommended: " if not place else "") + row["choice"], 30) for place, row in enumerate(trained)]
+    right.set_yticks(range(len(trained)), names, fontsize=8)
+    right.set_ylim(len(trained) - 0.4, -0.6)
+    right.set_xlabel("accuracy", fontsize=9)
+    right.set_title("Predicted, and what training reached", fontsize=10)
+    right.grid(axis="x", color="#e4e9ec", lw=0.8)
+    right.set_axisbelow(True)
+    keys: list[Any] = [
+        right.scatter([], [], marker="|", s=160, lw=2.4, color=PALETTE[0], label="predicted, with 90 % interval"),
+        right.scatter([], [], marker="^", s=26, color="#8a979f", label="by filtering-laws"),
+        right.scatter([], [], marker="s", s=26, color="#8a979f", label="by projektor"),
+        right.scatter([], [], s=24, color=PALETTE[1], label="trained, each seed"),
+    ]
+    right.legend(handles=keys, fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    for axis in (left, right):
+        axis.tick_params(axis="x", labelsize=8)
+    figure.tight_layout(pad=0.8)
+    return figure

@@ -9,7 +9,8 @@ again. From that the error of every union of buckets follows at every budget, wi
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import copy
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
+from scipy.stats import norm
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -393,6 +395,53 @@ class DataFilteringLaw(_Law):
             best = int(np.argmin(errors)) + 1
             counts[best] = counts.get(best, 0) + 1
         return {p: counts[p] / len(self.bootstrap_) for p in sorted(counts)}
+
+    def predict_interval(
+        self, pools: Sequence[Hashable], samples_seen: ArrayLike, level: float = 0.9
+    ) -> tuple[Floats, Floats]:
+        """Where the error of a union lies with probability `level`; needs ``n_bootstrap``.
+
+        From the spread of the refits and of the residuals, taken as normal. It knows the noise of runs and what the
+        curves miss in them, and not what they miss further out.
+
+        Returns
+        -------
+        low, high : array
+        """
+        centre = self.predict_mixture(pools, samples_seen)
+        if not self.bootstrap_:
+            raise ValueError("There are no refits to ask: fit with n_bootstrap=50 or so.")
+        chosen = list(dict.fromkeys(pools))
+        refits = np.array([self._curve(params.loc[chosen], samples_seen) for params in self.bootstrap_])
+        variance = refits.var(axis=0) + float((self.residuals_["residual"] ** 2).mean())
+        half = float(norm.ppf((1 + level) / 2)) * np.sqrt(variance)
+        return np.maximum(centre - half, 0.0), centre + half
+
+    def resized(self, sizes: Mapping[Hashable, float]) -> DataFilteringLaw:
+        """A copy that answers for pools of other sizes than those of the runs, as when runs were made on pilots.
+
+        Utilities and half-lives are taken to be those of the pilots.
+
+        Raises
+        ------
+        ValueError
+            For pools that were not in `fit`, or sizes that are not positive.
+        """
+        check_is_fitted(self, "params_")
+        unknown = [pool for pool in sizes if pool not in self.params_.index]
+        if unknown:
+            raise ValueError(f"Pools {unknown} were not in fit; there are {self.params_.index.tolist()}.")
+        if not all(size > 0 for size in sizes.values()):
+            raise ValueError(f"Sizes must be positive, got {dict(sizes)}.")
+        other = copy.copy(self)
+        given = pd.Series(dict(sizes), dtype=np.float64)
+
+        def at_size(params: pd.DataFrame) -> pd.DataFrame:
+            return params.assign(size=given.reindex(params.index).fillna(params["size"]))
+
+        other.params_ = at_size(self.params_)
+        other.bootstrap_ = [at_size(params) for params in self.bootstrap_]
+        return other
 
     # ---- fitting
 

@@ -110,6 +110,39 @@ def test_seeds_are_averaged_and_refits_tell_how_sure_the_choice_is():
         law().fit(runs()).choice_probability(1000)
 
 
+def test_intervals_hold_the_curve_and_grow_with_noise():
+    noise = np.random.default_rng(0)
+
+    def width(scale):
+        many = pd.concat([runs().assign(seed=seed) for seed in range(3)])
+        many["error"] += noise.normal(0, scale, len(many))
+        found = law(n_bootstrap=8, random_state=0).fit(many)
+        low, high = found.predict_interval(["best", "middle"], [2000.0, 12_000.0])
+        centre = found.predict_mixture(["best", "middle"], [2000.0, 12_000.0])
+        assert ((low < centre) & (centre < high)).all()
+        return float((high - low).mean())
+
+    assert width(0.02) > 2 * width(0.002)
+    with pytest.raises(ValueError, match="fit with n_bootstrap"):
+        law().fit(runs()).predict_interval(["best"], 1000)
+
+
+def test_pools_of_another_size_wear_out_later():
+    found = law(n_bootstrap=2, weighting="size", random_state=0).fit(runs())
+    larger = found.resized({"best": 4000.0})
+    assert larger.predict("best", 8000) == pytest.approx(
+        float(pool_curve(8000, 4000.0, 0.02, found.utility_["best"], found.half_life_["best"], 0.1))
+    )
+    assert larger.predict("best", 8000) < found.predict("best", 8000)
+    assert larger.predict("worst", 8000) == found.predict("worst", 8000)
+    assert found.params_.loc["best", "size"] == 1000  # the law itself is as it was
+    assert larger.predict_interval(["best"], 8000)[1] < found.predict_interval(["best"], 8000)[1]
+    with pytest.raises(ValueError, match="were not in fit"):
+        found.resized({"other": 10.0})
+    with pytest.raises(ValueError, match="must be positive"):
+        found.resized({"best": 0.0})
+
+
 def test_without_repeated_passes_the_half_life_is_not_told():
     found = law().fit(runs(budgets=(250.0, 500.0, 1000.0)))
     assert np.isnan(found.half_life_["best"])
