@@ -13,6 +13,8 @@ Rows = NDArray[np.int64]
 Triple = tuple[int, int, float]
 BUDGET = 256_000_000
 """Bytes of signatures held at once."""
+SIDE = 32
+"""Pixels that larger images are reduced to, each way: what makes a picture the same is seen at this size."""
 WIDTH = 16_384
 """Earlier rows that a block of later ones is compared with at once."""
 
@@ -20,7 +22,8 @@ WIDTH = 16_384
 def signature(images: ArrayLike) -> Floats:
     """Unit vectors that a shift and a change of brightness or contrast leave (nearly) alone.
 
-    Each image is moved so that its centre of mass is in the middle, then centred and scaled to unit length.
+    Each image is moved so that its centre of mass is in the middle, reduced to at most 32 x 32 by the means of cells,
+    then centred and scaled to unit length.
 
     Parameters
     ----------
@@ -29,7 +32,7 @@ def signature(images: ArrayLike) -> Floats:
 
     Returns
     -------
-    array, (n, C * H * W)
+    array, (n, C * min(H, 32) * min(W, 32))
     """
     pixels = np.asarray(images, dtype=np.float32)
     n, _, height, width = pixels.shape
@@ -39,7 +42,8 @@ def signature(images: ArrayLike) -> Floats:
     right = np.rint((width - 1) / 2 - (weight.sum(axis=1) * np.arange(width)).sum(axis=1) / total).astype(int)
     rows = (np.arange(height)[None, :] - down[:, None]) % height
     columns = (np.arange(width)[None, :] - right[:, None]) % width
-    moved = pixels[np.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].reshape(n, -1)
+    moved = np.moveaxis(pixels[np.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]], 3, 1)
+    moved = np.ascontiguousarray(_cells(moved, SIDE, 1.0)).reshape(n, -1)
     moved -= moved.mean(axis=1, keepdims=True)
     return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-6)
 
@@ -60,9 +64,10 @@ def near_duplicates(images: ArrayLike, threshold: float = 0.98, block: int = 204
 class Signatures:
     """Signatures gathered batch by batch, and the near duplicates among them.
 
-    Beyond a budget of memory, signatures are kept as the means of coarser cells and the length of what the means leave
-    out. Their product is never below the true similarity (Cauchy and Schwarz), so it rules pairs out, and those left
-    are compared on the images themselves: the result is that of :func:`near_duplicates`.
+    Beyond a budget of memory they are kept in half precision, which changes similarities by less than 1e-4. Where that
+    is too much as well, they are kept as the means of coarser cells and the length of what the means leave out. The
+    product of these is never below the true similarity (Cauchy and Schwarz), so it rules pairs out, and those left are
+    compared on the images themselves: the result is that of :func:`near_duplicates`, but images are read many times.
 
     Parameters
     ----------
@@ -84,14 +89,15 @@ class Signatures:
     """
 
     def __init__(self, n: int, shape: tuple[int, int, int], budget: int = BUDGET) -> None:
-        channels, height, width = shape
-        self.shape = shape
-        sides = [side for side in (32, 16, 8, 4) if side < min(height, width)]
-        whole = n * channels * height * width * 4 <= budget or not sides
+        channels, height, width = (shape[0], min(shape[1], SIDE), min(shape[2], SIDE))
+        self.shape, self.pixels = (channels, height, width), int(np.prod(shape))
+        sides = [side for side in (16, 8, 4) if side < min(height, width)]
+        cells = channels * height * width
         fitting = [side for side in sides if n * (channels * side * side + 1) * 4 <= budget]
-        self.side = None if whole else (fitting or sides[-1:])[0]
-        cells = channels * height * width if self.side is None else channels * self.side**2 + 1
-        self.vectors = np.zeros((n, cells), dtype=np.float32)
+        self.side = None if n * cells * 2 <= budget or not sides else (fitting or sides[-1:])[0]
+        half = self.side is None and n * cells * 4 > budget
+        width = cells if self.side is None else channels * self.side**2 + 1
+        self.vectors = np.zeros((n, width), dtype=np.float16 if half else np.float32)
 
     def put(self, rows: Rows, images: ArrayLike) -> None:
         """Take the images (b, C, H, W), pixels in [0, 1], of these rows."""
@@ -111,7 +117,7 @@ class Signatures:
             return [(int(rows[a]), int(rows[b]), value) for a, b, value in _closest(chosen, threshold)]
         best: dict[int, tuple[int, float]] = {}
         for later, earlier in _candidates(chosen, threshold):
-            for a, b, value in _verify(rows[later], rows[earlier], images, self.shape):
+            for a, b, value in _verify(rows[later], rows[earlier], images, self.pixels):
                 if value >= threshold and value > best.get(a, (0, -1.0))[1]:
                     best[a] = (b, value)
         return [(a, *best[a]) for a in sorted(best)]
@@ -125,14 +131,22 @@ def _check(threshold: float) -> None:
 def _similarities(vectors: Floats, block: int, width: int) -> Iterator[tuple[int, int, Floats]]:
     """First row, first column and similarities of each block; -1 where the column's row is not the earlier one."""
     for start in range(0, len(vectors), block):
-        rows = vectors[start : start + block]
+        rows = _single(vectors[start : start + block])
         later = np.arange(start, start + len(rows))
         for first in range(0, start + len(rows), width):
             last = min(first + width, start + len(rows))
-            part = rows @ vectors[first:last].T
+            part = rows @ _single(vectors[first:last]).T
             if last > start:
                 part[np.arange(first, last)[None, :] >= later[:, None]] = -1.0
             yield start, first, part
+
+
+def _single(vectors: Floats) -> Floats:
+    """In single precision, of unit length again: rounding shortens alike what is alike, such as a background."""
+    if vectors.dtype == np.float32:
+        return vectors
+    whole = vectors.astype(np.float32)
+    return whole / np.maximum(np.linalg.norm(whole, axis=1, keepdims=True), 1e-6)
 
 
 def _closest(vectors: Floats, threshold: float, block: int = 2048) -> list[Triple]:
@@ -156,23 +170,28 @@ def _candidates(vectors: Floats, threshold: float) -> Iterator[tuple[Rows, Rows]
 
 def _coarse(vectors: Floats, shape: tuple[int, int, int], side: int) -> Floats:
     """Coordinates on cells of equal value, (n, C * side^2), and the length of the rest."""
-    _, height, width = shape
-    grid: NDArray[np.floating] = vectors.reshape(-1, *shape)
-    for axis, length in ((2, height), (3, width)):
-        edges = np.linspace(0, length, side + 1).astype(int)
-        counts = np.array([b - a for a, b in pairwise(edges)], dtype=np.float32)
-        sums = np.add.reduceat(grid, edges[:-1], axis=axis)
-        grid = sums / np.sqrt(counts).reshape([-1 if place == axis else 1 for place in range(4)])
+    grid = _cells(vectors.reshape(-1, *shape), side, 0.5)
     cells = grid.reshape(len(grid), -1)
     rest = np.sqrt(np.maximum(1 - (cells**2).sum(axis=1, keepdims=True), 0))
     return np.concatenate([cells, rest], axis=1).astype(np.float32)
 
 
-def _verify(
-    later: Rows, earlier: Rows, images: Callable[[Rows], ArrayLike], shape: tuple[int, int, int]
-) -> Iterator[Triple]:
+def _cells(images: Floats, side: int, power: float) -> Floats:
+    """Sums over at most side x side cells of the images (n, C, H, W), divided by the cells' size to that power."""
+    grid: NDArray[np.floating] = images
+    for axis in (2, 3):
+        length = grid.shape[axis]
+        if length > side:
+            edges = np.linspace(0, length, side + 1).astype(int)
+            counts = np.array([b - a for a, b in pairwise(edges)], dtype=np.float32) ** power
+            shape = [-1 if place == axis else 1 for place in range(4)]
+            grid = np.add.reduceat(grid, edges[:-1], axis=axis) / counts.reshape(shape)
+    return grid.astype(np.float32)
+
+
+def _verify(later: Rows, earlier: Rows, images: Callable[[Rows], ArrayLike], pixels: int) -> Iterator[Triple]:
     """The true similarities of pairs, few images in memory at a time."""
-    step = max(1, BUDGET // (8 * int(np.prod(shape)) * 4))
+    step = max(1, BUDGET // (8 * pixels * 4))
     for start in range(0, len(later), step):
         a, b = later[start : start + step], earlier[start : start + step]
         rows = np.unique(np.concatenate([a, b]))

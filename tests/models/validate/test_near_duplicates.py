@@ -46,6 +46,25 @@ def test_coarse_signatures_find_what_whole_ones_find(images, side, threshold):
     assert sum(read) < (1 if side is None else 40 * len(images))
 
 
+def test_half_precision_finds_the_same(images):
+    expected = near_duplicates(images, 0.9)
+    kept = gathered(images, len(images) * 24 * 24 * 2)
+    assert kept.vectors.dtype == np.float16
+    found = kept.near_duplicates(np.arange(len(images)), 0.9, lambda rows: pytest.fail("nothing is to be read again"))
+    assert [pair[:2] for pair in found] == [pair[:2] for pair in expected]
+    np.testing.assert_allclose([pair[2] for pair in found], [pair[2] for pair in expected], atol=1e-4)
+
+
+def test_larger_images_are_compared_at_a_smaller_size(images):
+    rng = np.random.default_rng(0)
+    large = np.kron(images[:40], np.ones((1, 1, 4, 4))).astype(np.float32)  # 96 x 96
+    grain = rng.normal(0, 0.05, large.shape)
+    noisy = np.clip(np.roll(large, 9, axis=3) + grain, 0, 1).astype(np.float32)
+    found = near_duplicates(np.concatenate([large, noisy]), 0.9)
+    assert Signatures(80, (1, 96, 96)).vectors.shape == (80, 32 * 32)
+    assert {(row, row - 40) for row in range(40, 80)} <= {pair[:2] for pair in found}
+
+
 def test_only_the_rows_asked_for_are_compared(images):
     rows = np.r_[5:200, 205:220]
     expected = [(int(rows[a]), int(rows[b])) for a, b, _ in near_duplicates(images[rows], 0.98)]
