@@ -308,14 +308,14 @@ def plan_figure(
     left.set_xlabel("rows seen in training (dashed: the budget)", fontsize=9)
     left.set_ylabel("accuracy", fontsize=9)
     left.set_title("Each pool alone: pilot runs, and the law for all of it", fontsize=10)
-    left.legend(fontsize=8, frameon=False, loc="lower right")
+    left.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=min(4, len(curves)))
     for place, row in enumerate(trained):
         right.plot([row["low"], row["high"]], [place, place], color=PALETTE[0], lw=7, alpha=0.25, solid_capstyle="butt")
         right.scatter([row["predicted"]], [place], marker="|", s=260, lw=2.4, color=PALETTE[0], zorder=3)
         for name, marker in (("filtering_laws", "^"), ("projektor", "s")):
             right.scatter([row[name][0]], [place + 0.2], marker=marker, s=26, color="#8a979f", zorder=3)
         right.scatter(row["outcomes"], [place - 0.2] * len(row["outcomes"]), s=24, color=PALETTE[1], zorder=4)
-    names = [fill(("recommended: " if not place else "") + row["choice"], 30) for place, row in enumerate(trained)]
+    names = [("" if place else "recommended:\n") + fill(row["choice"], 32) for place, row in enumerate(trained)]
     right.set_yticks(range(len(trained)), names, fontsize=8)
     right.set_ylim(len(trained) - 0.4, -0.6)
     right.set_xlabel("accuracy", fontsize=9)

@@ -32,6 +32,8 @@ Labels = NDArray[np.int64]
 BATCH, WIDTH, RATE = 16, 128, 3e-3
 PILOT_PASSES = (0.5, 1, 2, 4, 8)
 """Budgets of the pilot runs on single pools, in passes."""
+MIXED_PASSES = 8
+"""Of the pilot runs on mixtures: so many that what is left to gain comes from more rows, on a line that bends less."""
 SEEDS = 3
 LEVEL = 0.9
 """Of intervals."""
@@ -253,15 +255,10 @@ class Forecaster:
         self.projektor_ = self._mixed_runs()
         mixed = 2 * len(self.projektor_.table_)
         self.trainings_ = len(self.runs_) + mixed
-        seen = self.projektor_.table_["n"].sum() * 2 * self.pilot_passes
+        seen = self.projektor_.table_["n"].sum() * 2 * MIXED_PASSES
         self.samples_ = int(self.runs_["samples_seen"].sum() + seen)
         self.seconds_ = round(time.perf_counter() - began, 1)
         return self
-
-    @property
-    def pilot_passes(self) -> int:
-        """Of mixtures: about as often as all pools together would be seen, eight times at most."""
-        return int(np.clip(round(self.budget / sum(self.ground.rows.values())), 1, max(PILOT_PASSES)))
 
     def _single_runs(self) -> pd.DataFrame:
         rows, jobs = [], []
@@ -282,7 +279,7 @@ class Forecaster:
         pilots = [pool.part(max(n1, min(self.pilot, len(pool))), self.seed) for pool in pools]
         known = np.isin(self.ground.y, np.unique(np.concatenate([pilot.y for pilot in pilots])))
         return Projektor(
-            trainer=partial(_small_network, n_classes=self.ground.n_classes, passes=self.pilot_passes),
+            trainer=partial(_small_network, n_classes=self.ground.n_classes, passes=MIXED_PASSES),
             n0=n1 // 2,
             n1=n1,
             compositions="simplex_grid" if len(pools) in STEPS else 40,
@@ -333,9 +330,7 @@ class Forecaster:
         """Rows, each counting by what its passes are worth against those of the pilots (half-lives of the law)."""
         taus = self.law_.params_["tau"]
         worth = [
-            rows
-            * effective_samples(choice.passes, 1.0, taus[pool])
-            / effective_samples(self.pilot_passes, 1.0, taus[pool])
+            rows * effective_samples(choice.passes, 1.0, taus[pool]) / effective_samples(MIXED_PASSES, 1.0, taus[pool])
             for pool, rows in choice.rows.items()
         ]
         return float(sum(worth))

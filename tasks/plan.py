@@ -203,9 +203,11 @@ def sentences(forecaster: Forecaster, chosen: Sequence[Forecast], reached: Seque
         second = max((value, name) for value, name in zip(means[1:], [f.choice.name for f in chosen[1:]], strict=True))
         said.append(f"It came out first of the {len(chosen)} trained, {means[0] - second[0]:.3f} before {second[1]}.")
     else:
+        gap, judged = means[ahead] - means[0], len(forecaster.ground.y)
+        chance = 2 * (means[ahead] * (1 - means[ahead]) / judged) ** 0.5
+        alike = f", no more than chance makes of {judged:,} rows" if gap <= chance else ""
         said.append(
-            f"It did not come out first: {chosen[ahead].choice.name} reached {means[ahead]:.3f}, "
-            f"{means[ahead] - means[0]:.3f} more."
+            f"It did not come out first: {chosen[ahead].choice.name} reached {means[ahead]:.3f}, {gap:.3f} more{alike}."
         )
     said.append(
         f"The pilots: {forecaster.trainings_} trainings that saw {forecaster.samples_:,} rows, "
@@ -234,7 +236,8 @@ def _publish(
         replace(draft, final)
     for row in summary["trained"]:
         child = project.tracker.open(row["choice"][:200], run.parent, **{"clearwell.kind": "choice"})
-        project.tracker.params(child, {"choice": row["choice"], "rows": row["rows"], "passes": row["passes"]})
+        amounts = json.dumps(row["rows"])  # as text: names of pools may hold anything
+        project.tracker.params(child, {"choice": row["choice"], "rows": amounts, "passes": row["passes"]})
         told = ("predicted", "low", "high", "outcome")
         project.tracker.metrics(child, {metric: row[metric] for metric in told})
         project.tracker.close(child)
@@ -247,10 +250,6 @@ def _publish(
 
 def table(choices: Sequence[Mapping[str, Any]], recommended: str) -> list[dict[str, Any]]:
     """The answer as rows for people: what was trained, then the best of the rest."""
-
-    def margin(pair: Sequence[float]) -> str:
-        return f"{pair[0]:.3f} ± {pair[1]:.3f}"
-
     trained = [row for row in choices if "outcome" in row]
     rest = [row for row in choices if "outcome" not in row][:5]
     return [
@@ -258,9 +257,10 @@ def table(choices: Sequence[Mapping[str, Any]], recommended: str) -> list[dict[s
             "choice": f"{'→ ' if row['choice'] == recommended else ''}{row['choice']}",
             "rows": f"{row['total']:,}",
             "passes": f"{row['passes']:.2f}",
-            "filtering-laws": margin(row["filtering_laws"]),
-            "projektor": margin(row["projektor"]),
-            "predicted": f"{row['predicted']:.3f} ({row['low']:.3f} to {row['high']:.3f})",
+            "filtering-laws": f"{row['filtering_laws'][0]:.3f}",
+            "projektor": f"{row['projektor'][0]:.3f}",
+            "predicted": f"{row['predicted']:.3f}",
+            "90 % interval": f"{row['low']:.3f} to {row['high']:.3f}",
             "outcome": f"{row['outcome']:.3f}" if "outcome" in row else "not trained",
         }
         for row in [*trained, *rest]

@@ -191,8 +191,8 @@ def _by_column(train: Dataset, column: str, quantiles: int) -> tuple[NDArray[Any
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values[~missing])
     if numbers and len(distinct) > MOST_POOLS:
         names = np.full(len(values), None, dtype=object)
-        names[~missing] = _cut(values[~missing].astype(np.float64), column, quantiles)
-        return names, notes
+        names[~missing], said = _cut(values[~missing].astype(np.float64), column, quantiles)
+        return names, [*notes, said]
     if len(distinct) > MOST_POOLS:
         raise ConfigurationError(
             f"The column {column!r} has {len(distinct)} values, and a plan is made for {MOST_POOLS} pools at most. "
@@ -211,17 +211,17 @@ def _by_score(rows: Rowset, score: str, quantiles: int, seed: int) -> tuple[NDAr
     takes = inspect.signature(check_selector(score).cls).parameters
     quick = {name: value for name, value in QUICK.items() if name in takes}
     found = choose(Scoring(score, rows, 1.0, seed, quick))
-    return _cut(found.score.astype(np.float64), score, quantiles), [
-        f"Pools are quantiles of {score}'s score; the highest are the rows it would keep first."
-    ]
+    names, said = _cut(found.score.astype(np.float64), score, quantiles)
+    return names, [said, f"The rows that {score} would keep first have the highest scores."]
 
 
-def _cut(values: NDArray[np.float64], name: str, quantiles: int) -> NDArray[Any]:
-    """Names of equally many rows each, by rank; rows of equal value stay together."""
+def _cut(values: NDArray[np.float64], name: str, quantiles: int) -> tuple[NDArray[Any], str]:
+    """Names of equally many rows each, by rank, and what they mean; rows of equal value stay together."""
     inner = np.quantile(values, np.arange(1, quantiles) / quantiles)
     place = np.searchsorted(inner, values, side="left")
     edges = np.array([values.min(), *inner, values.max()])
-    return np.array([f"{name} {i + 1}/{quantiles} ({edges[i]:.3g} to {edges[i + 1]:.3g})" for i in place], dtype=object)
+    spans = [f"{name} {i + 1}/{quantiles} from {edges[i]:.3g} to {edges[i + 1]:.3g}" for i in range(quantiles)]
+    return np.array([f"{name} {i + 1}/{quantiles}" for i in place], dtype=object), f"Pools: {'; '.join(spans)}."
 
 
 def _yardstick(

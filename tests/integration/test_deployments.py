@@ -30,6 +30,7 @@ NAMES = {
     "compress",
     "curate",
     "discover",
+    "plan",
     "score",
     "drift-watch",
     "reconcile",

@@ -99,11 +99,11 @@ def test_pools_are_values_quantiles_or_scores(digits):
     sizes = list(by_quantile.rows.values())
     assert len(sizes) == 3
     assert max(sizes) - min(sizes) <= 2
-    assert all(name.startswith("trust ") for name in by_quantile.rows)
+    assert list(by_quantile.rows) == ["trust 1/3", "trust 2/3", "trust 3/3"]
+    assert "trust 1/3 from 0.0" in by_quantile.notes[1]
     by_score = read_ground(folders, score="el2n", quantiles=2)
-    wrong = [np.mean([name.startswith("el2n") for name in by_score.rows])]
-    assert wrong == [1.0]
-    assert "el2n's score" in " ".join(by_score.notes)
+    assert list(by_score.rows) == ["el2n 1/2", "el2n 2/2"]
+    assert "el2n would keep first" in " ".join(by_score.notes)
 
 
 def test_several_datasets_are_a_pool_each(project, tmp_path):
