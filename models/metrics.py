@@ -121,6 +121,35 @@ def per_class_accuracy(y_true: ArrayLike, y_pred: ArrayLike, n_classes: int) -> 
         return np.diag(table) / total
 
 
+def class_diversity(features: ArrayLike, labels: ArrayLike) -> float:
+    """Mean over classes of the mean ``1 - cosine`` between two different rows of one class.
+
+    Parameters
+    ----------
+    features : array, (n, d)
+    labels : array, (n,)
+
+    Returns
+    -------
+    float
+        0 when the rows of each class point the same way; nan when no class has two rows.
+
+    Examples
+    --------
+    >>> class_diversity([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0], [2.0, 2.0]], [0, 0, 1, 1])
+    0.5
+    """
+    rows, classes = np.asarray(features, dtype=np.float64), np.asarray(labels)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    found = []
+    for members in (rows[classes == value] for value in np.unique(classes)):
+        if (n := len(members)) > 1:
+            pairs = float((members.sum(axis=0) ** 2).sum() - (members**2).sum())
+            found.append(1 - pairs / (n * (n - 1)))
+    return round(float(np.mean(found)), 12) if found else float("nan")
+
+
 def effective_rank(features: ArrayLike) -> float:
     """Exponential of the entropy of the normalised singular values (Roy & Vetterli, 2007); 1 = collapsed to a line."""
     matrix = np.asarray(features, dtype=np.float64)

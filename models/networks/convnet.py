@@ -1,9 +1,12 @@
-"""A plain convolutional encoder for small images: the default of the chain."""
+"""Plain convolutional networks for small images: the encoder that is the chain's default, and a classifier."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.networks import network
@@ -73,3 +76,70 @@ class ConvEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> features (B, out_dim)."""
         return self.pool(self.stages(x)[-1]).flatten(1)
+
+
+@network("average-convnet")
+class AverageConvNet(nn.Module):
+    """Classifier of blocks [conv 3x3, BN, ReLU, 2x2 average pooling] and one linear layer over the last map.
+
+    Nothing in it but ReLU has a kink, so gradients reach every pixel: the ConvNet of work on distilled data sets.
+
+    Parameters
+    ----------
+    n_classes : int
+    in_channels : int
+    size : pair of int
+        Height and width of the images.
+    width, depth : int
+        Channels of every block, and how many there are.
+
+    Examples
+    --------
+    >>> AverageConvNet(10, width=4)(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(
+        self, n_classes: int, in_channels: int = 1, size: Sequence[int] = (28, 28), width: int = 128, depth: int = 3
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [width] * depth
+        self.blocks = nn.ModuleList(conv_unit(before, after) for before, after in pairwise(widths))
+        height, breadth = (-(-side // 2**depth) for side in size)
+        self.out_dim = width * height * breadth
+        self.head = nn.Linear(self.out_dim, n_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> features (B, out_dim)."""
+        for block in self.blocks:
+            x = F.avg_pool2d(block(x), 2, ceil_mode=True)
+        return x.flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, n_classes)."""
+        return self.head(self.features(x))
+
+
+@network("normalised")
+class Normalised(nn.Module):
+    """A network behind ``(x - mean) / std``, so that it takes pixels in [0, 1] whatever it was trained on.
+
+    Parameters
+    ----------
+    inner : nn.Module
+    mean, std : sequence of float
+        One a channel, or one for all.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, inner: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32)[:, None, None])
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pixels (B, C, H, W) in [0, 1] -> what the inner network makes of them."""
+        return self.inner((x - self.mean) / self.std)

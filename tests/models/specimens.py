@@ -740,3 +740,38 @@ def dfn() -> Specimen:
         answers=lambda fitted: {"scores": fitted.score_pairs(pairs(60, 90)), "kept": fitted.select(pairs(60, 90), 0.5)},
         rows=(),
     )
+
+
+@specimen("dwa")
+def dwa() -> Specimen:
+    from models.curate.dwa import DWADistiller
+
+    return Specimen(
+        make=lambda: DWADistiller(trained_classifier(), ipc=2, n_iter=3, jitter=1, rho=0.1, random_state=0),
+        arguments=lambda: {"X": images(0, 60)[:, None], "y": labels(0, 60)},
+        answers=lambda fitted: {
+            "images": fitted.transform()[0],
+            "told": fitted.soft_labels(images(60, 90)[:, None], 20.0),
+        },
+        labels="y",
+    )
+
+
+@specimen("divergen")
+def divergen() -> Specimen:
+    from models.curate.divergen import DiverGen, real_cutouts
+
+    def scenes(start: int, stop: int) -> np.ndarray:
+        grey = np.round(images(start, stop) * 255).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
+        return grey[..., None].repeat(3, axis=3)
+
+    def objects(start: int, stop: int) -> list[dict[str, Any]]:
+        masks = scenes(start, stop)[..., 0] > 80
+        return [{"labels": [kind], "masks": mask[None]} for kind, mask in zip(labels(start, stop), masks, strict=True)]
+
+    return Specimen(
+        make=lambda: DiverGen(real_cutouts(scenes(20, 26), objects(20, 26)), n_steps=4, batch_size=3, random_state=0),
+        arguments=lambda: {"X": scenes(0, 8), "y": objects(0, 8)},
+        answers=lambda fitted: {"maps": fitted.predict(scenes(30, 34))},
+        rows=(),
+    )
