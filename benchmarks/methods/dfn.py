@@ -80,9 +80,9 @@ def figures(seed: int) -> dict[str, Any]:
     for name, fitted in filters.items():
         scores = fitted.score_pairs(pool)
         masks[name] = best_pairs(scores, KEEP)
-        own = evaluate(fitted.scorer_) if hasattr(fitted, "scorer_") else float("nan")
+        accuracy = evaluate(fitted.scorer_) if hasattr(fitted, "scorer_") else float("nan")
         auc = float(roc_auc_score(true, scores))
-        proxies[name] = {"own accuracy": own, "AUC": auc, "purity": float(true[masks[name]].mean())}
+        proxies[name] = {"own accuracy": accuracy, "AUC": auc, "purity": float(true[masks[name]].mean())}
     table = induced_benchmark(pool, masks, train, evaluate, proxies=proxies, random_state=seed)
     own_aucs = []
 
@@ -161,10 +161,11 @@ def collect(evidence: Evidence) -> None:
     for name in names:
         keys = ("pairs", "own accuracy", "AUC", "purity", "induced")
         means = {key: float(np.mean(column(name, key))) for key in keys}
+        known = {key: value if np.isfinite(value) else "none" for key, value in means.items()}
         seeds = {
             f"induced, seed {seed}": value for seed, value in zip(evidence.seeds, column(name, "induced"), strict=True)
         }
-        rows.append({"filter": name, **means, **seeds})
+        rows.append({"filter": name, **known, **seeds})
     evidence.table("filters, best induced model first", sorted(rows, key=lambda row: -row["induced"]))
     poison = [
         {

@@ -6,7 +6,9 @@ Diffusion", ICLR 2025, arXiv:2411.02780. The loss for noisy samples is that of G
 arXiv:2404.10177.
 
 Noise of level sigma is added to a sample that carries noise of level s already: only what is missing between the two
-is drawn. A sample teaches the denoiser at levels above its own, and nothing below.
+is drawn. A sample teaches the denoiser at levels above its own, and nothing below. Step by step: (1) EDM's denoiser,
+(2) a noise level for each sample, (3) the noise that is missing, (4) what the denoiser expects to observe, (5) the
+loss, (6) consistency between levels, (7) the optimiser and the moving average, (8) the sampler.
 """
 
 from __future__ import annotations

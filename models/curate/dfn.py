@@ -5,7 +5,8 @@ arXiv:2309.17425.
 
 A filter data set trains a filter network; that network keeps part of a pool, the induced data set; a model trained on
 it is the induced model. A filter that is better at its own task may induce a worse model, so filters are ranked by the
-model they induce.
+model they induce. Step by step: (1) a contrastive loss, (2) training on trusted pairs, (3) fine-tuning and averaging,
+(4) scores, (5) the best share of the pool, (6) rules before the scores, (7) the induced model, (8) diagnosis.
 """
 
 from __future__ import annotations
@@ -340,7 +341,8 @@ class DataFilteringNetwork(PairFilter):
         self._validate_params()
         trusted = trusted_ones(trusted_pairs)
         finetune = None if self.finetune_pairs is None else trusted_ones(self.finetune_pairs, "finetune_pairs")
-        self.filter_accuracy_, self.loss_curve_, self.logit_scale_ = math.nan, [], 1.0
+        self.filter_accuracy_, self.logit_scale_ = math.nan, 1.0
+        self.loss_curve_: list[float] = []
         self.n_trusted_ = len(trusted)
         with isolated_seed(self.random_state) as seed:
             self.scorer_ = self._started(trusted)
@@ -382,7 +384,7 @@ class DataFilteringNetwork(PairFilter):
 
     def _train(self, encoder: ContrastivePairEncoder, pairs: Pairs, label: str, seed: int) -> None:
         wanted = EPOCHS if self.epochs_or_samples is None else self.epochs_or_samples
-        samples = wanted if isinstance(wanted, Integral) else wanted * len(pairs)
+        samples = wanted * len(pairs) if isinstance(wanted, (float, np.floating)) else wanted
         size = min(self.batch_size, len(pairs))
         steps = -(-int(samples) // size)
         if not steps:

@@ -80,7 +80,7 @@ class PriceEstimate:
 
 
 def clean_equivalent(n_clean: NDArray[np.float64], metric: NDArray[np.float64], reached: float) -> float:
-    """Number of clean samples at which the monotone curve through (n, metric) comes to `reached` (step 9).
+    """Number of clean samples at which the monotone curve through (n, metric) comes to `reached`.
 
     The curve is piecewise cubic in log n, through the monotone values next to those measured; beyond its ends it says
     the end.
@@ -95,13 +95,13 @@ def clean_equivalent(n_clean: NDArray[np.float64], metric: NDArray[np.float64], 
         return float(n_clean[np.flatnonzero(heights == heights[-1])[0]])
     curve = PchipInterpolator(places, heights)
     first = int(np.flatnonzero(heights >= 0)[0])
-    return float(np.exp(brentq(curve, places[first - 1], places[first], xtol=1e-14)))
+    return float(np.exp(brentq(lambda place: float(curve(place)), places[first - 1], places[first], xtol=1e-14)))
 
 
 def noisy_sample_price(
     n_clean_grid: ArrayLike, metric_clean: ArrayLike, n_base_clean: float, n_noisy: float, metric_mix: ArrayLike
 ) -> PriceEstimate:
-    """How many noisy samples replace a clean one (step 9).
+    """How many noisy samples replace a clean one.
 
     Parameters
     ----------

@@ -204,7 +204,8 @@ class PairFilter(BaseEstimator):
         if keep_fraction is not None and not 0 < keep_fraction <= 1:
             raise ValueError(f"keep_fraction={keep_fraction} must lie in (0, 1].")
         scores, unscored, columns = self._pool_scores(pool)
-        if keep_fraction is not None:
+        if threshold is None:
+            assert keep_fraction is not None
             mask = best_pairs(scores, keep_fraction)
             if mask.sum() < round(keep_fraction * len(scores)):
                 warnings.warn(

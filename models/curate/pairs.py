@@ -45,9 +45,8 @@ class Pairs:
         """The pairs of these numbers, or those a mask of bools marks."""
         places = np.asarray(rows)
         places = np.flatnonzero(places) if places.dtype == bool else places.astype(np.int64)
-        return Pairs(
-            *(_taken(side, places) for side in (self.a, self.b)), {k: _taken(v, places) for k, v in self.meta.items()}
-        )
+        columns = {name: _taken(values, places) for name, values in self.meta.items()}
+        return Pairs(_taken(self.a, places), _taken(self.b, places), columns)
 
     def joined(self, other: Pairs) -> Pairs:
         """These pairs, then those of `other`; of the columns, those both have."""
@@ -237,6 +236,7 @@ class HFClipScorer(_ForeignScorer):
     def __init__(self, path: str) -> None:
         library = _imported("transformers", "transformers")
         self.model = library.CLIPModel.from_pretrained(path, local_files_only=True, use_safetensors=True).eval()
+        self.max_words = self.model.config.text_config.max_position_embeddings
         self.processor = library.CLIPProcessor.from_pretrained(path, local_files_only=True)
 
     def encode_a(self, batch: Sequence[Any]) -> Tensor:
@@ -247,7 +247,9 @@ class HFClipScorer(_ForeignScorer):
 
     def encode_b(self, batch: Sequence[str]) -> Tensor:
         """Captions -> (B, d)."""
-        given = self.processor(text=list(batch), return_tensors="pt", padding=True, truncation=True)
+        given = self.processor(
+            text=list(batch), return_tensors="pt", padding=True, truncation=True, max_length=self.max_words
+        )
         with torch.inference_mode():
             return _vectors(self.model.get_text_features(**given))
 

@@ -574,6 +574,8 @@ def test_transformers_is_asked_for_a_local_folder(monkeypatch: pytest.MonkeyPatc
             return {"input_ids": torch.tensor([[["red", "green", "blue"].index(t)] for t in text])}
 
     class Model(Tower):
+        config = SimpleNamespace(text_config=SimpleNamespace(max_position_embeddings=77))
+
         def get_image_features(self, pixel_values: Tensor) -> Tensor:
             return pixel_values.mean(dim=(1, 2))
 
