@@ -417,7 +417,7 @@ class DataFilteringLaw(_Law):
         half = float(norm.ppf((1 + level) / 2)) * np.sqrt(variance)
         return np.maximum(centre - half, 0.0), centre + half
 
-    def resized(self, sizes: Mapping[Hashable, float]) -> DataFilteringLaw:
+    def resized(self, sizes: Mapping[Any, float]) -> DataFilteringLaw:
         """A copy that answers for pools of other sizes than those of the runs, as when runs were made on pilots.
 
         Utilities and half-lives are taken to be those of the pilots.
