@@ -130,7 +130,7 @@ class Evidence:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.method}.json"
         draft = path.with_suffix(".json.part")
-        draft.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
+        draft.write_text(json.dumps(self.as_dict(), indent=2, default=lambda value: value.item()) + "\n")
         draft.replace(path)
         return path
 

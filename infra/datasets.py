@@ -199,30 +199,41 @@ class Split:
         back[order] = np.arange(len(wanted))
         return as_dataset(pa.concat_tables(found).take(pa.array(back)), features)
 
-    def write(self, folder: Path, keep: NDArray[np.bool_]) -> int:
-        """Write the rows where `keep` is true to the split of the same name below `folder`; returns how many."""
+    def write(self, folder: Path, keep: NDArray[np.bool_], added: Mapping[str, pa.Array] | None = None) -> int:
+        """Write the rows where `keep` is true to the split of the same name below `folder`; returns how many.
+
+        Columns `added` have a value for each of these rows.
+        """
+        further = dict(added or {})
+        features = Features(
+            self.features | Features.from_arrow_schema(pa.schema({name: cells.type for name, cells in further.items()}))
+        )
         target = folder / self.name
         target.mkdir(parents=True, exist_ok=True)
         held: list[pa.Table] = []
-        start = number = 0
+        start = number = written = 0
 
         def flush(whole: bool) -> None:
             nonlocal held, number
-            table = pa.concat_tables(held) if held else self.features.arrow_schema.empty_table()
+            table = pa.concat_tables(held) if held else features.arrow_schema.empty_table()
             while len(table) >= SHARD_ROWS or table.nbytes > SHARD_BYTES or (whole and (len(table) or not number)):
                 shard = table.slice(0, SHARD_ROWS)
-                as_dataset(shard, self.features).to_parquet(str(target / f"part-{number:05d}.parquet"))
+                as_dataset(shard, features).to_parquet(str(target / f"part-{number:05d}.parquet"))
                 table, number = table.slice(SHARD_ROWS), number + 1
             held = [table] if len(table) else []
 
         for part in self.parts():
             chosen = keep[start : start + len(part)]
             start += len(part)
-            held.append(part if chosen.all() else part.filter(pa.array(chosen)))
+            rows = part if chosen.all() else part.filter(pa.array(chosen))
+            for name, cells in further.items():
+                rows = rows.append_column(name, cells.slice(written, len(rows)))
+            written += len(rows)
+            held.append(rows)
             if sum(map(len, held)) >= SHARD_ROWS or sum(table.nbytes for table in held) > SHARD_BYTES:
                 flush(False)
         flush(True)
-        return int(keep.sum())
+        return written
 
 
 def as_dataset(table: pa.Table, features: Features) -> Dataset:

@@ -242,8 +242,13 @@ def _text_file(name: str) -> Path:
 
 
 def selectors() -> list[MethodCard]:
-    """Methods of the stage that choose rows (others filter text, plan budgets or make rows)."""
-    return [card for card in list_methods("curate") if issubclass(card.cls, Selector)]
+    """Methods of the stage that choose rows of numbers or images (others filter text, plan budgets or make rows)."""
+    return [card for card in list_methods("curate") if chooses_rows(card)]
+
+
+def chooses_rows(card: MethodCard) -> bool:
+    """Whether a method chooses rows of one dataset by their numbers or pixels."""
+    return issubclass(card.cls, Selector) and set(card.accepts) != {"text"}
 
 
 def check_selector(name: str) -> MethodCard:
@@ -258,7 +263,7 @@ def check_selector(name: str) -> MethodCard:
         card = get_method(name, "curate")
     except LookupError as error:
         raise ConfigurationError(str(error)) from None
-    if not issubclass(card.cls, Selector) and card.name != TEXTS:
+    if not chooses_rows(card) and card.name != TEXTS:
         known = ", ".join(each.name for each in selectors())
         raise ConfigurationError(
             f"The method {name!r} does not choose rows of one dataset. These do: {known}; and {TEXTS} of texts."

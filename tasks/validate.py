@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pydantic import Field
 
 from infra import datasets as ds
@@ -260,9 +261,10 @@ def _write(desk: Desk, source: DatasetRef, splits: dict[str, ds.Split], reasons:
         for split, found in reasons.items():
             if found:
                 rows = sorted(found)
-                failing = splits[split].take(rows)
-                columns = {"reason": ["; ".join(found[row]) for row in rows], "row": rows}
-                total += ds.write_split(ds.with_columns(failing, columns), folder, split)
+                failing = np.zeros(len(splits[split]), dtype=bool)
+                failing[rows] = True
+                columns = {"reason": pa.array(["; ".join(found[row]) for row in rows]), "row": pa.array(rows)}
+                total += splits[split].write(folder, failing, columns)
         return total
 
     desk.data = versions.add(source.name, clean, source=str(source))

@@ -441,4 +441,4 @@ class ILASDP(ClusterMixin, BaseEstimator):
         if self.store_Z:
             self.Z_ = best.solution.matrices()[used]
         self.objective_, self.objective_history_ = best.history[-1], best.history
-        self.sdp_residuals_, self.n_iter_, self.converged_ = best.residuals, len(best.history), best.converged
+        self.sdp_residuals_, self.n_iter_, self.converged_ = best.residuals, len(best.history), bool(best.converged)

@@ -64,10 +64,10 @@ class CurateArena(Arena):
 
     def unfit(self, card: Any, facts: Facts) -> str:
         """Methods that choose no rows of one dataset are for something else."""
-        from models.selection import Selector
+        from tasks.curate import chooses_rows
 
-        if not issubclass(card.cls, Selector):
-            return "chooses no rows of one dataset: it trains, plans, or compares datasets"
+        if not chooses_rows(card):
+            return "chooses no rows of one dataset by their numbers: it trains, plans, filters texts or makes rows"
         return super().unfit(card, facts)
 
     def fit(self, name: str, given: Arrays, facts: Facts, seed: int) -> Found:

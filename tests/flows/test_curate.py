@@ -50,6 +50,7 @@ def test_every_row_says_whether_it_is_kept_and_why(tracked, wine):
     [
         (("--method", "k-center"), "Did you mean 'k-centre'"),
         (("--method", "filtering-laws"), "does not choose rows of one dataset"),
+        (("--method", "dsir"), "does not choose rows of one dataset. These do: "),
         (("--budget", "0"), "budget: "),
         (("--wanted", "wine.csv"), "wanted and evaluation are for texts"),
         (("--method", "survey", "--wanted", "none.txt"), "none.txt'. Give a text file with one text a line"),
