@@ -223,7 +223,7 @@ class CopyPasteComposer:
     >>> black = np.zeros((32, 32, 3), dtype=np.uint8)
     >>> found = composer(black, np.zeros((0, 4)), [], np.zeros((0, 32, 32), bool), draw=(0, 1))
     >>> found.labels.tolist(), bool((found.image[found.masks.any(axis=0)] == 255).all())
-    ([3, 3], True)
+    ([3], True)
     """
 
     def __init__(

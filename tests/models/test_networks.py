@@ -10,7 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from models.base import isolated_seed
 from models.networks import build
 from models.networks.autoencoder import ConvAutoencoder, MLPAutoencoder, PairedAutoencoder
-from models.networks.convnet import ConvEncoder
+from models.networks.convnet import AverageConvNet, ConvEncoder, Normalised
 from models.networks.heads import ProjectingClassifier, ProjectionHead, SplitClassifier
 from models.networks.mlp import MLPEncoder
 from models.networks.resnet import NAMED, ResNetEncoder, named_resnet
@@ -19,6 +19,8 @@ from models.networks.unet import UNet
 IMAGES = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 SMALL = {
     "convnet": lambda: ConvEncoder([4, 6], units=2),
+    "average-convnet": lambda: AverageConvNet(3, 1, (12, 12), width=4),
+    "normalised": lambda: Normalised(ConvEncoder((4,)), [0.3], (0.5,)),
     "resnet": lambda: ResNetEncoder((1, 1), (4, 8), in_channels=1),
     "pre-activation": lambda: ResNetEncoder([1, 1], widths=[4, 8], in_channels=1, pre_activation=True),
     "mlp": lambda: MLPEncoder(144, (10, 5)),

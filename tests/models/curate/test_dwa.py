@@ -37,7 +37,9 @@ SMALL: dict[str, Any] = {"ipc": 3, "n_iter": 15, "lr": 0.1, "jitter": 1, "random
 
 @cache
 def trained() -> nn.Module:
-    return squeeze(torch.from_numpy(X), torch.from_numpy(Y), 4, width=8, epochs=6, random_state=0)
+    return squeeze(
+        torch.from_numpy(X), torch.from_numpy(Y), 4, width=8, epochs=10, lr=1e-2, batch_size=32, random_state=0
+    )
 
 
 def teacher() -> nn.Module:
