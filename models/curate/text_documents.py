@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-SPLITTER = 1
-"""Version of :func:`words` and :func:`sentences`."""
+SPLITTER = 2
+"""Version of :func:`words`, :func:`simplified_words` and :func:`sentences`."""
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['’-][^\W{_UNSPACED}]+)*|\.{{2,}}|[^\w\s]")
@@ -146,8 +146,13 @@ def is_symbol(word: str) -> bool:
 
 
 def simplified_words(text: str) -> list[str]:
-    """Words without punctuation, of one Unicode form (NFKC) and in lower case: what copies have in common."""
-    return _PLAIN_WORD.findall(text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).lower())
+    """Words without punctuation, of one Unicode form (NFKC) and one case (ß is ss): what copies have in common."""
+    folded = (
+        text.casefold()
+        if text.isascii()
+        else unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    )
+    return _PLAIN_WORD.findall(folded)
 
 
 def simplified(text: str) -> str:

@@ -67,6 +67,7 @@ ELSEWHERE = {
     "clearwell plan --data scans ": "minutes; tests/flows/test_plan.py does on small data",
     "clearwell plan --data my-images --data ": "needs a second dataset; tests/tasks/test_plan.py has one",
     "clearwell curate scans": "minutes; tests/flows/test_curate.py does on small data",
+    "clearwell curate corpus.parquet ": "needs texts; tests/flows/test_curate.py has some",
     "python -m benchmarks.": "measures for minutes or more",
     "clearwell sweep ": "runs a stage several times; tests/flows/test_sweep.py does on small data",
     "clearwell embed ": "needs a champion; tests/integration/test_ray.py embeds",
