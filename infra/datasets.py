@@ -39,7 +39,8 @@ CLUSTERS = ("cluster", "cluster_confidence")
 SELECTION = ("selected", "sample_weight", "selection_score")
 FLAGS = ("noisy", "out_of_distribution", "corrected_label", "confidence", *SCORES, *CLUSTERS, *SELECTION)
 SHARD_ROWS = 20_000
-SHARD_BYTES = 128_000_000
+SHARD_BYTES = 64_000_000
+GROUP_BYTES = 8_000_000
 BATCH_BYTES = 32_000_000
 """What one part of a streamed split holds, encoded or decoded."""
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # no format whose reader starts a program
@@ -218,7 +219,10 @@ class Split:
             table = pa.concat_tables(held) if held else features.arrow_schema.empty_table()
             while len(table) >= SHARD_ROWS or table.nbytes > SHARD_BYTES or (whole and (len(table) or not number)):
                 shard = table.slice(0, SHARD_ROWS)
-                as_dataset(shard, features).to_parquet(str(target / f"part-{number:05d}.parquet"))
+                group = max(1, min(len(shard), GROUP_BYTES * len(shard) // max(shard.nbytes, 1)))
+                pq.write_table(
+                    shard.cast(features.arrow_schema), target / f"part-{number:05d}.parquet", row_group_size=group
+                )
                 table, number = table.slice(SHARD_ROWS), number + 1
             held = [table] if len(table) else []
 

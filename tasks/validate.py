@@ -194,7 +194,8 @@ def _near_duplicates(
     def images(chosen: NDArray[np.int64]) -> NDArray[np.float32]:
         return ds.inputs(data.take(chosen), schema)
 
-    return facts.signatures.near_duplicates(rows, config.near_duplicate_similarity, images)
+    signatures, facts.signatures = facts.signatures, None  # hundreds of megabytes, not needed after this
+    return signatures.near_duplicates(rows, config.near_duplicate_similarity, images)
 
 
 def _show(desk: Desk, splits: dict[str, ds.Split], schema: ds.Schema, pairs: list[tuple[str, str, float]]) -> None:

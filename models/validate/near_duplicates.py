@@ -15,7 +15,7 @@ BUDGET = 256_000_000
 """Bytes of signatures held at once."""
 SIDE = 32
 """Pixels that larger images are reduced to, each way: what makes a picture the same is seen at this size."""
-WIDTH = 16_384
+WIDTH = 4096
 """Earlier rows that a block of later ones is compared with at once."""
 
 
