@@ -112,7 +112,8 @@ def without_categories(network: nn.Module, n_outputs: int) -> nn.Module:
     else:
         last.out_channels = n_outputs
     if isinstance(own, UNet):
-        own.architecture = {**own.architecture, "out_channels": n_outputs}
+        described: dict[str, Any] = dict(own.architecture)  # type: ignore[arg-type]
+        own.architecture = described | {"out_channels": n_outputs}  # type: ignore[assignment]
     return own
 
 
@@ -372,10 +373,10 @@ class DiverGen(BaseEstimator):
             network = self._network(images)
             composer = self.composer
             if composer is None and self.pool is not None:
-                composer = CopyPasteComposer(self.pool, size_stats=size_statistics(images, y), random_state=seed)
+                composer = CopyPasteComposer(self.pool, size_stats=size_statistics(list(images), y), random_state=seed)
             trainer = PasteTrainer(
                 network,
-                PastedImages(images, y, composer),
+                PastedImages(list(images), y, composer),
                 n_steps=self.n_steps,
                 batch_size=self.batch_size,
                 optimizer=adam(self.lr, self.weight_decay, decoupled=True),

@@ -90,6 +90,7 @@ def statistics_loss(
     total = inputs[0].new_zeros(())
     for place, (maps, layer) in enumerate(zip(inputs, layers, strict=True)):
         var, mean = torch.var_mean(maps, dim=(0, 2, 3), correction=0)
+        assert layer.running_mean is not None and layer.running_var is not None
         apart = torch.linalg.vector_norm(mean - layer.running_mean)
         spread = torch.linalg.vector_norm(var - layer.running_var)
         total = total + (first_multiplier if place == 0 else 1.0) * (apart + lambda_var * spread)
@@ -122,7 +123,7 @@ def directed_weight_adjustment(network: nn.Module, x: Tensor, targets: Tensor, r
         loss = F.cross_entropy(network(x), targets)
         slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
         found = [(p, slope) for p, slope in zip(parameters, slopes, strict=True) if slope is not None]
-        length = torch.sqrt(sum((slope.double() ** 2).sum() for _, slope in found)) + 1e-12
+        length = torch.stack([(slope.double() ** 2).sum() for _, slope in found]).sum().sqrt() + 1e-12
         with torch.no_grad():
             for parameter, slope in found:
                 parameter += (rho / steps / length).to(slope.dtype) * slope
@@ -251,7 +252,7 @@ def recover(
         views += [K.RandomHorizontalFlip(p=0.5)] if flip else []
         trainer = PixelTrainer(start, own, bounds, view=nn.Sequential(*views), device=device, **settings)
         trainer.fit(targets)
-    return Recovered(trainer.plain_network.pixels.detach().cpu(), trainer.losses, shift)  # type: ignore[union-attr,operator,arg-type]
+    return Recovered(trainer.plain_network.pixels.detach().cpu(), trainer.losses, shift)  # type: ignore[operator]
 
 
 # ---- squeeze and relabel -----------------------------------------------------------------------------------
@@ -415,7 +416,7 @@ def train_on_distilled(
             seed=seed,
         )
         trainer.fit(X, y)
-    student.history = trainer.history  # type: ignore[assignment]
+    student.history = trainer.history
     return student
 
 

@@ -466,9 +466,11 @@ class GenerativeInstancePool(BaseEstimator):
             scores = [e["similarity"] for e in found if e["category"] == category and e["rgba"] is not None]
             share = self.reject_share
             fixed = share is None or not scores
-            self.threshold_[category] = self.similarity_threshold if fixed else float(np.quantile(scores, share))
+            self.threshold_[category] = self.similarity_threshold if fixed else float(np.quantile(scores, share or 0))
         self.pool_, self.rejected_ = [], []
-        kept, seen, reasons = [], set(), Counter[tuple[int, str]]()
+        kept: list[int] = []
+        seen: set[str] = set()
+        reasons = Counter[tuple[int, str]]()
         for row, entry in enumerate(found):
             reason = self._reason(entry, seen)
             seen.add(entry["digest"])
