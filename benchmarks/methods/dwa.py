@@ -25,6 +25,11 @@ SYNTHESES: dict[str, dict[str, Any]] = {
     "DWA, rho 0.15": {"rho": 0.15},
 }
 REAL = "100 real images"
+GAUSSIAN_NOTE = (
+    "On these images the Gaussian start ends almost as good. Further runs of seed 0 looked for the cause: with pixels "
+    "in [0, 1] or normalised as the units, and 0.001 or 0.004 as the student's rate, the real start is 0.008 behind "
+    "to 0.006 ahead; with 0.01, as here, 0.008 ahead."
+)
 
 
 def student() -> nn.Module:
@@ -106,8 +111,12 @@ def collect(evidence: Evidence) -> None:
         float(np.mean(each(dwa, "diversity")) / np.mean(each(still, "diversity"))),
         at_least=1.25,
     )
-    evidence.check("accuracy: DWA (rho 0.15) minus Gaussian start", apart(dwa, gaussian), at_least=0.05)
-    evidence.check("accuracy: real start minus Gaussian start", apart(still, gaussian), at_least=0.05)
+    evidence.check(
+        "accuracy: DWA (rho 0.15) minus Gaussian start", apart(dwa, gaussian), at_least=0.05, note=GAUSSIAN_NOTE
+    )
+    evidence.check(
+        "accuracy: real start minus Gaussian start", apart(still, gaussian), at_least=0.05, note=GAUSSIAN_NOTE
+    )
     evidence.check("accuracy: DWA (rho 0.15) minus real start", apart(dwa, still), at_least=-0.025)
     evidence.check("accuracy: DWA (rho 0.15) minus 100 real images", apart(dwa, REAL), at_least=-0.03)
     evidence.check(
