@@ -245,7 +245,7 @@ def config_of(parameters: dict[str, str], data: str) -> LifecycleConfig:
         *path, last = name.split(".")
         for part in path:
             inner = inner.setdefault(part, {}) if isinstance(inner.setdefault(part, {}), dict) else {}
-        inner[last] = None if text == "None" else yaml.safe_load(text)
+        inner[last] = None if text == "None" else yaml.safe_load(text) if text else ""
     values["data"] = data
     try:
         config = LifecycleConfig.model_validate(values)
