@@ -23,6 +23,7 @@ def wine(tmp_path):
     return tmp_path / "wine.csv"
 
 
+@pytest.mark.long
 def test_a_plan_answers_with_a_table_and_a_figure(tracked, wine, home):
     command = ("plan", "--data", wine, "--budget", "600", "--pools", "source", "--pilot", "60")
     code, printed, errors = tracked(*command)
