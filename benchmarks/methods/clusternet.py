@@ -155,7 +155,7 @@ def collect(evidence: Evidence) -> None:
         "real projections: pictures of 6 within 0.1 of the better of DBSCAN and k-means",
         [float(pictures_held(rows)) for rows in judged],
         at_least=4,
-        note="Trained on simulated plots alone, where it agrees with unseen raters (above); points of real projections lie "
-        "otherwise. DBSCAN's radius is tuned on the classes, which a user does not have. Measure on your plots before you "
-        "trust it.",
+        note="Trained on simulated plots alone, where it agrees with unseen raters (above); points of real "
+        "projections lie otherwise. DBSCAN's radius is tuned on the classes, which a user does not have. Measure on "
+        "your plots before you trust it.",
     )
