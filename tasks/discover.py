@@ -169,8 +169,7 @@ def fit_case(case: Case) -> Grouping:
     parameters = dict(case.parameters)
     name = count_parameter(card)
     if name and name not in parameters and case.n_clusters is not None:
-        novel = case.n_clusters - (len(np.unique(case.rows.labels[case.rows.labels >= 0])) if name == "n_novel" else 0)
-        parameters[name] = novel
+        parameters[name] = _novel(case) if name == "n_novel" else case.n_clusters
     if "metric" in takes and "metric" not in parameters:
         parameters["metric"] = "euclidean"
     if "random_state" in takes:
@@ -189,6 +188,18 @@ def fit_case(case: Case) -> Grouping:
         _silhouette(case.rows.matrix, groups),
         round(seconds, 3),
     )
+
+
+def _novel(case: Case) -> int:
+    """How many of the groups asked for are classes without a name."""
+    asked, known = case.n_clusters or 0, len(np.unique(case.rows.labels[case.rows.labels >= 0]))
+    if asked <= known:
+        raise ConfigurationError(
+            f"{case.method} looks for new classes, and n_clusters={asked} groups leave none to find: the labels name "
+            f"{known} classes already. Ask for more groups, leave n_clusters out to have them counted, or list in "
+            "known the classes whose labels the method may see."
+        )
+    return asked - known
 
 
 def _fit(method: Any, card: MethodCard, rows: Rowset) -> None:
@@ -397,9 +408,11 @@ def _plane(matrix: Rows) -> Rows:
     """The rows on a plane, by t-SNE unless they are on one already."""
     from sklearn.manifold import TSNE
 
-    distinct = len(np.unique(matrix, axis=0))
-    if distinct < 10 or matrix.shape[1] <= 2:
+    distinct, where = np.unique(matrix, axis=0, return_inverse=True)
+    if len(distinct) < 10 or matrix.shape[1] <= 2:
         return matrix[:, :2] if matrix.shape[1] > 1 else np.column_stack([matrix[:, 0], np.zeros(len(matrix))])
+    if len(distinct) < len(matrix):  # copies would be all the neighbours that t-SNE looks at
+        return _plane(distinct)[where]
     perplexity = min(30.0, (len(matrix) - 1) / 3)
     return np.asarray(TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(matrix))
 

@@ -12,7 +12,7 @@ from infra import datasets as ds
 from infra.errors import ConfigurationError
 from infra.project import Project
 from models.registry import MethodCard
-from tasks.discover import Case, DiscoverConfig, Grouping, _extended, _known, fit_case
+from tasks.discover import Case, DiscoverConfig, Grouping, _extended, _known, _plane, fit_case
 from tasks.rowset import Rowset, rowset
 
 
@@ -118,3 +118,17 @@ def test_noise_and_gaps_in_a_methods_labels_become_a_plain_numbering(monkeypatch
     assert found.labels.tolist() == [1, 1, -1, 0]
     assert found.confidence[2] == 0
     assert found.n_clusters == 2
+
+
+@pytest.mark.parametrize("n_clusters", [3, 2])
+def test_no_class_left_to_find_is_said_in_the_users_words(n_clusters):
+    rows = Rowset(load_wine().data, None, load_wine().target.astype(np.int64), np.zeros(178, np.int64))
+    with pytest.raises(ConfigurationError, match=f"n_clusters={n_clusters} groups leave none to find.* 3 classes"):
+        fit_case(Case("ncd-k-means", rows, n_clusters, 0))
+
+
+def test_copies_of_a_row_lie_on_one_point_of_the_map():
+    rows = np.repeat(load_wine().data[::10], 10, axis=0)
+    places = _plane(rows).reshape(18, 10, 2)
+    assert (places == places[:, :1]).all()
+    assert len(np.unique(places[:, 0], axis=0)) == 18
