@@ -122,7 +122,7 @@ class Deletion:
         for folder in self.places.site_caches:
             self.places.remove(str(folder))
         for _ in range(ROUNDS):
-            self.places.compact()
+            self.places.disks.settle()
             found = self.search().findings
             if not found:
                 return counts
@@ -131,6 +131,8 @@ class Deletion:
                     self.places.redact(where, self.rows.ids)
                 for unit in self.places.unit(where) if not self.places.is_database(where) else ():
                     counts["files, folders and object versions"] += self.places.remove(unit)
+            self.places.rewrite(f.where for f in found)
+        self.places.disks.settle()
         left = sorted({f.where for f in self.search().findings})
         if left:
             raise ErasureError(

@@ -8,23 +8,22 @@ only DVC can reach, Git's history, a person's copy) is named, not searched.
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import shutil
-import ssl
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
+from infra.disks import Disks, look_at
 from infra.errors import StoreError
 from infra.object_store import ObjectStore, StoredObject
 from infra.project import Project
 from infra.references import Reference
+from infra.stack.backup import ASIDE, backups
 from infra.traces import Sealed, Search, Trace, is_sqlite
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 ROOM = "erasures"  # below .clearwell: what an erasure under way has to know, removed at its end
-SETTLED = 2.5
-"""Seconds after which the object store has told its volumes of what was deleted; it does so about once a second."""
 _LABELS = {
     ".clearwell/versions/.dvc": "DVC cache",
     ".clearwell/versions": "dataset versions",
@@ -104,6 +101,7 @@ class Places:
 
     def __init__(self, project: Project) -> None:
         self.project, self.root, self.state = project, project.root, project.settings.state
+        self.disks = Disks(project.settings)
 
     def search(self, search: Search, only: str = "") -> Searched:
         """Look for fingerprints everywhere, or below one path of the project."""
@@ -141,7 +139,7 @@ class Places:
             for path in _files(folder):
                 if not self._skipped(path):
                     yield self._file(label, path)
-        yield from self._volumes()
+        yield from self._disks()
         yield from self._objects()
         yield from self._tables()
 
@@ -191,6 +189,14 @@ class Places:
                 lines.append(f"the DVC remote {name!r} ({url}): delete there by hand what `dvc` names")
         if any((folder / ".git").exists() for folder in (self.root, *self.root.parents)):
             lines.append("Git: what was ever committed stays in its history; rewrite it if rows were")
+        if not self.disks.here and self.databases():
+            lines.append("the disk of the PostgreSQL server, which runs elsewhere: its write-ahead log and its backups")
+        if not self.disks.here and store is not None:
+            lines.append(f"the disk of the object store at {store.settings.endpoint}, which runs elsewhere")
+        for made, path in backups(self.project.settings):
+            lines.append(f"the backup of {made}, {path}: make a new one when all is done, and delete it")
+        for aside in sorted(self.root.glob(f"{ASIDE}*")):
+            lines.append(f"{aside.name}, which a restore moved aside: delete it")
         return lines
 
     def _repos(self) -> list[Repo]:
@@ -209,9 +215,7 @@ class Places:
         return found
 
     def _skipped(self, path: Path) -> bool:
-        stack = self.state / "stack"  # its servers are asked for what their files hold
-        rooms = (self.state / ROOM, stack / "objects", stack / "postgres")
-        return any(path.is_relative_to(room) for room in rooms) or path.name.endswith(("-shm",))
+        return path.is_relative_to(self.state / ROOM) or self.disks.holds(path) or path.name.endswith("-shm")
 
     def _file(self, label: str, path: Path) -> Item:
         where = path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
@@ -223,44 +227,11 @@ class Places:
             )
         return Item(label, where, path.stat().st_size if path.exists() else 0, lambda search: search.file(path))
 
-    @property
-    def _store_folder(self) -> Path:
-        return self.state / "stack" / "objects"
-
-    def _volumes(self) -> Iterator[Item]:
-        """The object store's volumes as they are on disk, where deleted objects stay until they are compacted."""
-        for path in sorted(self._store_folder.glob("*.dat")):
-            where = path.relative_to(self.root).as_posix()
-            yield Item("object store's disk", where, path.stat().st_size, partial(_look_at_volume, path))
-
-    def compact(self) -> bool:
-        """Rewrite the volumes of the stack's object store without what was deleted; whether there is one.
-
-        Raises
-        ------
-        StoreError
-            If the store does not do it.
-        """
-        certificates = self._store_folder.with_name("certificates")
-        if self.project.object_store is None or not certificates.exists():
-            return False
-        import httpx
-
-        door = ssl.create_default_context(cafile=str(certificates / "authority.pem"))
-        door.load_cert_chain(certificates / "part.pem", certificates / "part.key")
-        master = self.project.settings.stack.objects_port + 1
-        time.sleep(SETTLED)
-        try:
-            httpx.get(
-                f"https://127.0.0.1:{master}/vol/vacuum", params={"garbageThreshold": "0.0000001"}, verify=door,
-                timeout=600,
-            ).raise_for_status()  # fmt: skip
-        except httpx.HTTPError as error:
-            raise StoreError(
-                f"The object store did not compact its volumes: {error}. What was deleted may still be on its disk. "
-                "Look at `clearwell status`, then continue with `clearwell forget --resume`."
-            ) from None
-        return True
+    def _disks(self) -> Iterator[Item]:
+        for place, path in self.disks.files():
+            with suppress(FileNotFoundError):  # a server may take it away meanwhile
+                where = path.relative_to(self.root).as_posix()
+                yield Item(place, where, path.stat().st_size, partial(look_at, path))
 
     def _objects(self) -> Iterator[Item]:
         store = self.project.object_store
@@ -305,7 +276,7 @@ class Places:
     def unit(self, where: str) -> list[str]:
         """What has to go as a whole when something was found in the file `where`; empty for what is rewritten."""
         parts = Path(where).parts
-        if parts[0] == "data" or parts[:3] == (".clearwell", "stack", "objects"):
+        if parts[0] == "data" or self.disks.holds(self.root / where):
             return []
         if parts[:2] == (".clearwell", "versions") and len(parts) > 3 and parts[2] != ".dvc":
             folder = Path(*parts[:4])
@@ -362,17 +333,16 @@ class Places:
                 connection.exec_driver_sql(f'VACUUM FULL "{only}"')
         engine.dispose()
 
+    def rewrite(self, wheres: Iterable[str]) -> None:
+        """Have the stack's databases written anew in which something was found, in their tables or on their disk."""
+        wheres = tuple(wheres)
+        tables = [where.removeprefix("postgresql:") for where in wheres if where.startswith("postgresql:")]
+        self.disks.rewrite({table.partition("/")[0] for table in tables}, [self.root / where for where in wheres])
+
     def is_database(self, where: str) -> bool:
         """Whether a finding stands in a database, which is redacted and not removed."""
         path = self.root / where.removesuffix("-wal")
         return where.startswith("postgresql:") or (path.is_file() and is_sqlite(path))
-
-
-def _look_at_volume(path: Path, search: Search) -> list[Trace]:
-    if not path.stat().st_size:
-        return []
-    with path.open("rb") as file:
-        return search.raw(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _look_at_object(store: ObjectStore, found: StoredObject, search: Search) -> list[Trace]:

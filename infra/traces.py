@@ -203,8 +203,8 @@ class Search:
             raise Sealed(str(error), [*found, *error.found]) from None
         return found
 
-    def raw(self, held: mmap.mmap) -> list[Trace]:
-        """Traces in a mapped file of any size, taken as it is."""
+    def raw(self, held: Buffer) -> list[Trace]:
+        """Traces in a file of any size, taken as it is."""
         return self._plain(held, "")
 
     def cells(self, rows: Iterable[Sequence[Any]], inside: str) -> list[Trace]:

@@ -15,13 +15,17 @@ from infra.stack.servers import Stack
 def start_stack(deployments: bool) -> None:
     """Start the servers, tell them of the flows, and say where everything is."""
     from flows.commands.console import Stopwatch, err, out
+    from infra.stack.results import prepare_results
 
     clock, current = Stopwatch(), settings()
     stack = Stack(current)
     stack.up(lambda said: err.print(f"{clock.seconds:5.1f} s  {said}", highlight=False))
     _use_new_connection()
+    prepare_results(settings())
     if deployments:
-        _register_flows()
+        from flows.commands.deploy import deploy
+
+        deploy()
         err.print(f"{clock.seconds:5.1f} s  deployments registered", highlight=False)
     ports = current.stack
     out.print(f"The stack is up after {clock.seconds:.0f} s. Passwords: {stack.credentials_file}", soft_wrap=True)
@@ -33,14 +37,6 @@ def start_stack(deployments: bool) -> None:
 def _use_new_connection() -> None:
     settings.cache_clear()
     settings()
-
-
-def _register_flows() -> None:
-    from flows.commands.deploy import deploy
-    from infra.stack.results import prepare_results
-
-    prepare_results(settings())
-    deploy()
 
 
 def stop_stack() -> None:

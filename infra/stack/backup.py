@@ -20,9 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import StoreError
+from infra.settings import Settings
 from infra.stack import postgres
 from infra.stack.servers import Stack, Tell
 
+ASIDE = ".clearwell.before-"
+"""How the name begins under which a restore moves aside what was there."""
+_MADE = "backups.jsonl"  # in .clearwell: when and where backups were written
 _MANIFEST = "clearwell-backup.json"
 _SERVERS = ("postgres", "objects")  # what of .clearwell/stack is data
 _LEFT_OUT = (".drafts", "arrow")  # of .clearwell: half-written, or made again when needed
@@ -55,7 +59,16 @@ def back_up(stack: Stack, target: Path, tell: Tell = lambda said: None) -> Path:
             draft.rename(target)
         finally:
             draft.unlink(missing_ok=True)
+    with (stack.settings.state / _MADE).open("a") as made:
+        made.write(json.dumps({"made": datetime.now(UTC).isoformat(timespec="minutes"), "file": str(target)}) + "\n")
     return target
+
+
+def backups(current: Settings) -> list[tuple[str, Path]]:
+    """When and where backups of a project were written, as far as they are still there."""
+    made = current.state / _MADE
+    rows = [json.loads(line) for line in made.read_text().splitlines()] if made.exists() else []
+    return [(row["made"], Path(row["file"])) for row in rows if Path(row["file"]).exists()]
 
 
 def restore(stack: Stack, source: Path, tell: Tell = lambda said: None) -> Path | None:
@@ -151,12 +164,12 @@ def _postgres_major() -> str:
 def _replace(root: Path, restored: Path) -> Path | None:
     present, aside = root / ".clearwell", None
     (restored / "stack").mkdir(mode=0o711, exist_ok=True)
-    credentials = present / "stack" / "credentials.json"
-    if credentials.exists():
-        shutil.copy2(credentials, restored / "stack" / "credentials.json")
+    for name in ("stack/credentials.json", _MADE):
+        if (present / name).exists():
+            shutil.copy2(present / name, restored / name)
     _own(restored / "stack" / "postgres")
     if present.exists():
-        aside = root / f".clearwell.before-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+        aside = root / f"{ASIDE}{datetime.now(UTC):%Y%m%dT%H%M%S}"
         present.rename(aside)
     restored.chmod(0o755)
     restored.rename(present)

@@ -63,6 +63,7 @@ def command(data: Path, port: int) -> list[str]:
         "password_encryption": "scram-sha-256",
         "shared_buffers": "64MB",
         "max_connections": 120,
+        "wal_recycle": "off",  # an old segment is removed, with what it says of rows, and not kept under a new name
     }
     flags = [flag for name, value in options.items() for flag in ("-c", f"{name}={value}")]
     return [str(binaries() / "postgres"), "-D", str(data), *flags]

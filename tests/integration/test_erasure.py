@@ -31,10 +31,15 @@ def test_rows_are_gone_from_buckets_artifacts_and_databases(on_stack, tmp_path):
     tracker.client.log_text(run, "row nobody", "figures/rows.txt")  # the version before stays in the bucket
     store.write("prefect", "results/erasure-test", json.dumps({"result": [WHO]}).encode())
 
+    tracker.client.set_tag(run, "seen", WHO)
+    tracker.client.set_tag(run, "seen", "nobody")  # the row before stays on PostgreSQL's disk
+    assert named_on_disk(project)
+
     done = on_stack.clearwell("forget", WHO, "--reason", "asked to", "--yes", "--json")
     assert done.returncode == 0, done.stderr
     certificate = json.loads(done.stdout)
-    assert certificate["places"].keys() >= {"bucket dvc", "bucket mlflow", "bucket prefect", "database mlflow"}
+    places = {"bucket dvc", "bucket mlflow", "bucket prefect", "database mlflow", "PostgreSQL's disk"}
+    assert certificate["places"].keys() >= places
     assert certificate["search"]["findings"] == 0
     assert certificate["search"]["control"]["findings"] > 0
 
@@ -48,5 +53,12 @@ def test_rows_are_gone_from_buckets_artifacts_and_databases(on_stack, tmp_path):
     assert tag == "(erased) wrote"
     with sa.create_engine(Places(project).databases()["mlflow"]).connect() as connection:
         assert connection.execute(sa.text("select count(*) from tags where value like '%visitor-0007%'")).scalar() == 0
+    assert not named_on_disk(project)
     assert on_stack.clearwell("forget", "--verify", certificate["path"]).returncode == 0
     assert DataRemote(project.versions, store).pull() == [], "what was erased is not brought back"
+
+
+def named_on_disk(project):
+    """Files of PostgreSQL that name who is to be forgotten."""
+    files = [path for place, path in Places(project).disks.files() if place == "PostgreSQL's disk"]
+    return [path for path in files if path.exists() and WHO.encode() in path.read_bytes()]

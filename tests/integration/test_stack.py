@@ -4,15 +4,17 @@ import json
 import random
 import shutil
 import time
+from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from infra.data_remote import DataRemote
 from infra.errors import StoreError
 from infra.places import Places
 from infra.project import Project
-from infra.traces import Search, of_image
+from infra.traces import Search, of_id, of_image
 
 
 @pytest.fixture
@@ -165,9 +167,35 @@ def test_a_deleted_object_leaves_the_disk(project):
     assert on_disk() == {"goes", "stays"}
     store.purge(store.buckets.data, "disk/goes")
     assert on_disk() == {"goes", "stays"}  # deleted, and yet there
-    assert Places(project).compact()
+    Places(project).disks.settle()
     assert on_disk() == {"stays"}
     assert store.read(store.buckets.data, "disk/stays") == contents["stays"]
+
+
+def test_what_a_table_let_go_leaves_the_disk_of_postgresql(stack, project):
+    engine, who = project.ledger.engine, "somebody-to-forget"
+    search = Search("salt", of_id("salt", who))
+    disks = Places(project).disks
+
+    def on_disk():
+        found = Places(project).search(search, only=".clearwell/stack/postgres").findings
+        return {Path(f.where).parts[3] for f in found}
+
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE visitors (who text)")
+        connection.execute(sa.text("INSERT INTO visitors VALUES (:who), ('somebody else')"), {"who": who})
+        connection.exec_driver_sql("ANALYZE visitors")
+    with engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM visitors WHERE who = :who"), {"who": who})
+    disks.settle()
+    assert on_disk() == {"base"}, "the table's dead row, and the sample that the planner keeps"
+    disks.rewrite({"ledger"}, [])
+    assert "pg_wal" in on_disk() or not on_disk()
+    disks.settle()
+    assert not on_disk()
+    with engine.begin() as connection:
+        assert connection.exec_driver_sql("SELECT who FROM visitors").scalars().all() == ["somebody else"]
+        connection.exec_driver_sql("DROP TABLE visitors")
 
 
 @pytest.mark.long

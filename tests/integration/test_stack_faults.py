@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from infra.errors import ConfigurationError, StoreError
+from infra.places import Places
 from infra.project import Project
 from infra.settings import CONNECTION_FILE, Settings
 from infra.settings import Stack as Ports
@@ -138,6 +139,10 @@ def test_credentials_rotate_and_a_backup_restores(stack, tmp_path):
     aside = list(stack.root.glob(".clearwell.before-*"))
     assert len(aside) == 1
     assert (aside[0] / "stack" / "postgres" / "PG_VERSION").exists()
+    with stack.in_force():
+        unreached = Places(Project()).out_of_reach()
+    for left in (f"{aside[0].name}, which a restore moved aside", f"{kept}: make a new one"):
+        assert any(left in line for line in unreached), "an erasure says where rows may still be"
 
 
 @pytest.fixture
