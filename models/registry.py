@@ -34,6 +34,9 @@ GOALS = ("distribution matching", "diversification")
 AXES = ("goal", "utility", "unit", "mechanism", "stage_of_training")
 """Axes of data selection, after the survey of Albalak et al. (2024): arXiv 2402.16827."""
 
+ROWS = ("any", "unit", "plane")
+"""What a method asks of rows of numbers: nothing, values in [0, 1], or points of a plane."""
+
 C = TypeVar("C", bound=type)
 
 
@@ -58,6 +61,8 @@ class MethodCard:
         Licence of the authors' reference code, or "none published".
     accepts : tuple of str
         Kinds of data it can take: "image", "table", "text", "embedding".
+    rows : str
+        One of :data:`ROWS`: what rows of numbers have to be made into before it sees them.
     skips_checks : dict of str to str
         Checks of the common test battery the method opts out of, each with its reason.
     taxonomy : dict of str to str
@@ -78,6 +83,7 @@ class MethodCard:
     cls: type = field(repr=False)
     skips_checks: dict[str, str] = field(default_factory=dict, repr=False)
     taxonomy: dict[str, str] = field(default_factory=dict, repr=False)
+    rows: str = "any"
 
 
 _CARDS: dict[str, MethodCard] = {}
@@ -95,17 +101,20 @@ def register(
     accepts: tuple[str, ...] = ("image",),
     skips_checks: dict[str, str] | None = None,
     taxonomy: Mapping[str, str] | None = None,
+    rows: str = "any",
 ) -> Callable[[C], C]:
     """Class decorator: enter a method into the registry under `name`.
 
     Raises
     ------
     ValueError
-        If the stage does not exist, another class already holds the name, or the taxonomy names an axis or a goal
-        that there is not.
+        If the stage does not exist, another class already holds the name, the rows are none of :data:`ROWS`, or the
+        taxonomy names an axis or a goal that there is not.
     """
     if stage not in STAGES:
         raise ValueError(f"Method {name!r} names the stage {stage!r}; stages are {', '.join(STAGES)}.")
+    if rows not in ROWS:
+        raise ValueError(f"Method {name!r} asks for the rows {rows!r}; rows are {', '.join(ROWS)}.")
     place = dict(taxonomy or {})
     if unknown := [axis for axis in place if axis not in AXES]:
         raise ValueError(f"The taxonomy of {name!r} names the axis {unknown[0]!r}; axes are {', '.join(AXES)}.")
@@ -117,7 +126,7 @@ def register(
         if held is not None and (held.cls.__module__, held.cls.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"The name {name!r} is already taken by {held.cls.__module__}.{held.cls.__qualname__}.")
         _CARDS[name] = MethodCard(
-            name, stage, summary, paper, year, link, licence, accepts, cls, dict(skips_checks or {}), place
+            name, stage, summary, paper, year, link, licence, accepts, cls, dict(skips_checks or {}), place, rows
         )
         return cls
 

@@ -209,7 +209,7 @@ def _fit(method: Any, card: MethodCard, rows: Rowset) -> None:
         and "image" in card.accepts
         and any(name in inspect.signature(card.cls).parameters for name in NETWORK_PARAMETERS)
     )
-    X = rows.images if native else SHAPES.get(card.name, np.asarray)(rows.matrix)
+    X = rows.images if native else PREPARED[card.rows](rows.matrix)
     if "domains" in takes:
         method.fit(X, rows.domains)
     elif "y" in takes and (rows.labels >= 0).any():
@@ -417,5 +417,5 @@ def _plane(matrix: Rows) -> Rows:
     return np.asarray(TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(matrix))
 
 
-SHAPES: dict[str, Callable[[Rows], Rows]] = {"clusternet": _plane, "tell": _unit}
-"""What methods want of rows of numbers that do not take them as they are: a map to look at, values in [0, 1]."""
+PREPARED: dict[str, Callable[[Rows], Rows]] = {"any": np.asarray, "unit": _unit, "plane": _plane}
+"""What rows of numbers are made into, by what the method's registration asks for."""

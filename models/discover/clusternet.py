@@ -217,6 +217,7 @@ def sample(cloud: Points, count: int) -> Labels:
     link="https://arxiv.org/abs/2304.14185",
     licence="none published",
     accepts=("table", "embedding"),
+    rows="plane",
 )
 class ClusterNet(ClusterMixin, BaseEstimator):
     """A point network for scatterplots, trained on people's clusterings or on simulated ones.

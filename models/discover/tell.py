@@ -300,6 +300,7 @@ def adam_without_centres(network: nn.Module) -> Optimizer:
     link="https://arxiv.org/abs/1808.07292",
     licence="none published",
     accepts=("image", "table", "embedding"),
+    rows="unit",
 )
 class TELL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     """Learn codes and k clusters of them together, batch by batch; the centres can be looked at.

@@ -132,3 +132,20 @@ def test_copies_of_a_row_lie_on_one_point_of_the_map():
     places = _plane(rows).reshape(18, 10, 2)
     assert (places == places[:, :1]).all()
     assert len(np.unique(places[:, 0], axis=0)) == 18
+
+
+@pytest.mark.parametrize(("asked", "width", "within"), [("unit", 13, 1.0), ("plane", 2, np.inf), ("any", 13, np.inf)])
+def test_rows_are_made_into_what_the_method_asks_for(monkeypatch, asked, width, within):
+    class Sees:
+        def fit(self, X):
+            assert X.shape == (178, width)
+            assert abs(X).max() <= within
+            self.labels_ = np.arange(len(X)) % 2
+            return self
+
+    monkeypatch.setattr(
+        "tasks.discover.get_method",
+        lambda name, stage: MethodCard(name, stage, "", "", 2026, "", "", ("table",), Sees, rows=asked),
+    )
+    rows = Rowset(load_wine().data, None, np.full(178, -1), np.zeros(178, np.int64))
+    assert fit_case(Case("sees", rows, None, 0)).n_clusters == 2

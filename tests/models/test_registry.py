@@ -32,6 +32,7 @@ def test_a_registered_class_is_found_by_name_and_stage(shelf):
     card = get_method("a-test")
     assert card.cls is Mine
     assert (card.stage, card.accepts, card.skips_checks) == ("curate", ("text",), {"check": "reason"})
+    assert card.rows == "any"
     assert card in list_methods("curate")
     assert card not in list_methods("discover")
     assert build_method("a-test", "curate", width=5).width == 5
@@ -63,6 +64,8 @@ def test_importing_a_module_again_is_no_clash(shelf):
 
 
 def test_an_unknown_stage_is_refused():
+    with pytest.raises(ValueError, match="asks for the rows 'round'; rows are any, unit, plane"):
+        register("a-test", stage="curate", rows="round", **FACTS)
     with pytest.raises(ValueError, match="names the stage 'bake'; stages are validate, curate"):
         register("a-test", stage="bake", **FACTS)
 
