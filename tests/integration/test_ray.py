@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_iris
 from torch import nn
 
 from benchmarks.evidence import Evidence
@@ -30,7 +30,9 @@ from models.training import ClassifierTrainer, sgd
 from models.validate.r2d2 import R2D2
 from models.validate.tables import FrameTable
 from tasks.curate_text import TextPlan, curate_text
+from tasks.discover import Case, fit_case
 from tasks.embed import Shard, embed_shard
+from tasks.rowset import Rowset
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
@@ -183,3 +185,13 @@ def test_texts_are_curated_on_the_cluster_as_here(cluster, tmp_path, monkeypatch
     assert np.array_equal(here.keep, there.keep)
     assert here.funnel == there.funnel
     assert here.kept == 20
+
+
+def test_numbers_of_groups_and_seeds_are_tried_on_the_cluster_as_here(cluster):
+    matrix = load_iris().data
+    rows = Rowset(matrix, None, np.full(len(matrix), -1), np.zeros(len(matrix), np.int64))
+    cases = [Case("faster-pam", rows, k, seed) for k in (2, 3, 4) for seed in (0, 1)]
+    here = [fit_case(case) for case in cases]
+    for mine, theirs in zip(cluster.map(fit_case, cases), here, strict=True):
+        assert np.array_equal(mine.labels, theirs.labels)
+        assert (mine.n_clusters, mine.silhouette) == (theirs.n_clusters, theirs.silhouette)
