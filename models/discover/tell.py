@@ -470,7 +470,8 @@ class TELL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Base
         Parameters
         ----------
         X : array or tensor
-            As for :meth:`fit`; the first chunk must hold `n_clusters` distinct samples.
+            As for :meth:`fit`; the first chunk must hold `n_clusters` distinct samples, and so must the one after the
+            warm-up, among which centres are placed unless they are random.
         y : None
 
         Raises
@@ -485,7 +486,7 @@ class TELL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Base
         self._validate_params()
         first = not hasattr(self, "network_")
         rows = self._rows(X, reset=first)
-        if first or self.n_iter_ == self.warmup_epochs:
+        if first or (self.n_iter_ == self.warmup_epochs and self.center_init != "random"):
             check_enough_rows(rows, self.n_clusters)
         with isolated_seed(self.random_state) as seed:
             if first:

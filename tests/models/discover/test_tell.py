@@ -277,6 +277,14 @@ def test_a_stream_is_learnt_chunk_by_chunk():
         stream.partial_fit(ROWS[:50, :60])
 
 
+def test_random_centres_ask_no_chunk_but_the_first_for_as_many_rows():
+    stream = TELL(4, warmup_epochs=1, **SMALL).partial_fit(ROWS[:100])
+    assert stream.partial_fit(ROWS[100:102]).n_iter_ == 2
+    placed = TELL(4, center_init="sample", warmup_epochs=1, **SMALL).partial_fit(ROWS[:100])
+    with pytest.raises(ValueError, match="n_samples=2 must be at least n_clusters=4"):
+        placed.partial_fit(ROWS[100:102])
+
+
 def test_the_other_optimiser_trains_too():
     method = TELL(3, optimizer="adam", epochs=4, center_init="sample", **SMALL).fit(ROWS[:100])
     assert method.history_[-1]["reconstruction_loss"] < method.history_[0]["reconstruction_loss"]
