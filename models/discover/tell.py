@@ -551,6 +551,8 @@ class TELL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Base
         if not isinstance(self.arch, str):
             return self._given(self.arch, rows)
         if self.arch == "mlp" or (self.arch == "auto" and rows.ndim == 2):
+            if not all(isinstance(width, (int, np.integer)) and width > 0 for width in self.hidden):
+                raise ValueError(f"hidden must hold whole numbers above 0, got {self.hidden!r}.")
             return MLPAutoencoder(shape, self.latent_dim, tuple(self.hidden), self.dropout)
         if rows.ndim != 4 or shape[1] != shape[2] or shape[1] % 4:
             raise ValueError(

@@ -338,6 +338,8 @@ def test_n_clusters_counts_those_that_hold_a_sample():
         ({}, 16 * ROWS[:20], r"X must hold values in \[0, 1\].*MinMaxScaler"),
         ({}, ROWS[0], "Reshape your data"),
         ({}, IMAGES[:20, :, :6], "square images with sides divisible by 4, got samples shaped"),
+        ({"hidden": (32, 0)}, ROWS[:20], r"hidden must hold whole numbers above 0, got \(32, 0\)"),
+        ({"hidden": (3.5,)}, ROWS[:20], r"hidden must hold whole numbers above 0, got \(3.5,\)"),
         ({"arch": "conv"}, ROWS[:20], "square images with sides divisible by 4"),
         ({"arch": (nn.Linear(64, 4),)}, ROWS[:20], r"a pair of modules \(encoder, decoder\)"),
         ({"arch": (nn.Linear(64, 5), nn.Linear(5, 64))}, ROWS[:20], r"must give \(B, latent_dim=4\), got \(1, 5\)"),
