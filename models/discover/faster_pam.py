@@ -285,7 +285,7 @@ class FasterPAM(ClusterMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         rows = checked_rows(self, X, reset=False)
-        if self.metric == "precomputed":
+        if self.cluster_centers_ is None:
             return rows[:, self.medoid_indices_]
         return distances_to(rows, self.cluster_centers_, self.metric)
 

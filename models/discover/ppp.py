@@ -408,7 +408,7 @@ class PPP(ClusterMixin, BaseEstimator):
 
     def _numbers(self) -> list[int]:
         listed = list(self.k_range)
-        whole = all(isinstance(k, Integral) and k >= 2 for k in listed)
+        whole = all(isinstance(k, (int, np.integer)) and k >= 2 for k in listed)
         if whole and isinstance(self.k_range, (tuple, list)) and len(listed) == 2:
             listed = list(range(listed[0], listed[1] + 1))
         numbers = sorted({int(k) for k in listed}) if whole else []
