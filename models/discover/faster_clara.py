@@ -18,7 +18,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from models.base import seed_from
-from models.discover.faster_pam import FasterPAM, checked_rows, confidences
+from models.discover.faster_pam import FasterPAM, centred, check_metric, checked_rows, confidences, distances_to
 from models.discover.pam_swap import TOLERANCE, Assignment, Floats, Indices, assign, swap, swap_change, total
 
 CHUNK_ROWS = 4096
@@ -43,7 +43,7 @@ def serve(rows: NDArray[Any], medoids: Indices, metric: str | Callable[..., floa
     second = np.full(len(rows), np.inf)
     for start in range(0, len(rows), CHUNK_ROWS):
         part = slice(start, start + CHUNK_ROWS)
-        D = pairwise_distances(rows[part], rows[medoids], metric=metric)
+        D = distances_to(rows[part], rows[medoids], metric)
         labels[part], first[part] = D.argmin(axis=1), D.min(axis=1)
         if len(medoids) > 1:
             second[part] = np.partition(D, 1, axis=1)[:, 1]
@@ -66,7 +66,7 @@ class _MedoidsOfRows(ClusterMixin, TransformerMixin, BaseEstimator):
         """Distances to the medoids, (m, n_clusters)."""
         check_is_fitted(self)
         rows = checked_rows(self, X, reset=False)
-        return np.asarray(pairwise_distances(rows, self.cluster_centers_, metric=self.metric))
+        return distances_to(rows, self.cluster_centers_, self.metric)
 
     def predict(self, X: ArrayLike) -> Indices:
         """Position of the nearest medoid, (m,)."""
@@ -186,7 +186,8 @@ class FasterCLARA(_MedoidsOfRows):
         Raises
         ------
         ValueError
-            For NaN, fewer rows or a smaller `sampling_size` than clusters, or ``metric="precomputed"``.
+            For NaN, fewer rows or a smaller `sampling_size` than clusters, a similarity as metric, or
+            ``metric="precomputed"``.
 
         Warns
         -----
@@ -306,14 +307,15 @@ class FasterCLARANS(_MedoidsOfRows):
         Raises
         ------
         ValueError
-            For NaN, fewer rows than clusters, or ``metric="precomputed"``.
+            For NaN, fewer rows than clusters, a similarity as metric, or ``metric="precomputed"``.
         """
         self._validate_params()
         rows = self._rows(X)
         rng = np.random.default_rng(seed_from(self.random_state))
         free = len(rows) - self.n_clusters
         patience = int(np.ceil(self.max_neighbor * free if self.max_neighbor < 1 else self.max_neighbor))
-        searches = [self._search(rows, patience, rng) for _ in range(self.n_local)]
+        moved = centred(rows, rows, self.metric)
+        searches = [self._search(moved, patience, rng) for _ in range(self.n_local)]
         medoids, _, self.n_swap_, _ = min(searches, key=lambda search: search[1])
         self.n_evaluated_ = sum(search[3] for search in searches)
         self._keep(rows, medoids, serve(rows, medoids, self.metric))
@@ -324,8 +326,9 @@ class FasterCLARANS(_MedoidsOfRows):
         n, k = len(rows), self.n_clusters
         medoids = rng.choice(n, k, replace=False)
         served = np.ascontiguousarray(pairwise_distances(rows[medoids], rows, metric=self.metric), dtype=np.float64)
-        served[np.arange(k), medoids] = 0.0
         slots = np.arange(k)
+        check_metric(served, served[slots, medoids], self.metric)
+        served[slots, medoids] = 0.0
         state: Assignment = assign(served, slots, medoids)
         loss, n_swap, n_evaluated = total(state.dn), 0, 0
         unseen = np.setdiff1d(np.arange(n), medoids)

@@ -34,6 +34,8 @@ from models.discover.pam_swap import TOLERANCE, Assignment, Costs, Floats, Indic
 from models.registry import register
 
 METHODS = ("fasterpam", "fastpam1", "pam", "alternate")
+ROUNDING = 1e-3
+"""Distances below 0, or of a row to itself, of at most this share of the largest count as 0: a root of rounding."""
 
 
 class Search(NamedTuple):
@@ -246,8 +248,9 @@ class FasterPAM(ClusterMixin, TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            For a matrix that is not square, has NaN, infinite or negative entries or a diagonal other than 0, fewer
-            objects than clusters, or an `init` that does not name `n_clusters` distinct objects.
+            For a matrix that is not square, has NaN, infinite or negative entries or a diagonal other than 0, a metric
+            that gives such distances, fewer objects than clusters, or an `init` that does not name `n_clusters`
+            distinct objects.
 
         Warns
         -----
@@ -282,9 +285,9 @@ class FasterPAM(ClusterMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         rows = checked_rows(self, X, reset=False)
-        if self.metric == "precomputed":
+        if self.cluster_centers_ is None:
             return rows[:, self.medoid_indices_]
-        return np.asarray(pairwise_distances(rows, self.cluster_centers_, metric=self.metric))
+        return distances_to(rows, self.cluster_centers_, self.metric)
 
     def predict(self, X: ArrayLike) -> Indices:
         """Position of the nearest medoid, (m,), for `X` as in :meth:`transform`."""
@@ -361,19 +364,48 @@ def checked_rows(
     return np.asarray(validate_data(estimator, X, dtype="numeric", reset=reset))
 
 
+def centred(rows: NDArray[Any], about: NDArray[Any], metric: str | Callable[..., float]) -> NDArray[Any]:
+    """`rows` less the mean of `about` where distances are Euclidean: it changes none, and keeps them exact.
+
+    scikit-learn adds them up from x·x - 2 x·y + y·y, where they drown when all rows are far from 0.
+    """
+    return np.asarray(rows - about.mean(axis=0)) if metric in ("euclidean", "l2") else rows
+
+
+def distances_to(
+    rows: NDArray[Any], medoids: NDArray[Any], metric: str | Callable[..., float]
+) -> NDArray[np.floating[Any]]:
+    """Distances of `rows` from those of the medoids, (m, k)."""
+    D = pairwise_distances(centred(rows, medoids, metric), centred(medoids, medoids, metric), metric=metric)
+    return np.maximum(D, 0)
+
+
+def check_metric(D: NDArray[Any], own: NDArray[Any], metric: str | Callable[..., float]) -> None:
+    """Refuse a metric whose distances `D`, or those of rows from themselves `own`, are similarities."""
+    least, slack = float(D.min()), ROUNDING * float(max(D.max(), -D.min()))
+    if min(least, -float(own.max())) < -slack:
+        raise ValueError(
+            f"metric={metric!r} must give distances of at least 0, and 0 for a row and itself, got {least:.3g} and "
+            f"{own.max():.3g} for some rows of X. Turn similarities into distances first, such as 1 - s."
+        )
+
+
 def distances(rows: NDArray[Any], metric: str | Callable[..., float], dtype: str | None = None) -> Costs:
     """All pairwise distances of `rows`.
 
     Raises
     ------
     ValueError
-        If the metric is not known, or is not defined for some pair of these rows.
+        If the metric is not known, is not defined for some pair of these rows, or is a similarity.
     """
-    D = np.asarray(pairwise_distances(rows, metric=metric))
+    D = np.asarray(pairwise_distances(centred(rows, rows, metric), metric=metric))
     if not np.isfinite(D.sum(dtype=np.float64)):
         bad = int(np.flatnonzero(~np.isfinite(D).all(axis=1))[0])
         raise ValueError(
             f"metric={metric!r} gave NaN or infinite distances, the first at row {bad} of X (constant rows have no "
             "correlation, for one). Take another metric or leave those rows out."
         )
+    check_metric(D, np.diagonal(D), metric)
+    np.maximum(D, 0, out=D)
+    np.fill_diagonal(D, 0)
     return np.ascontiguousarray(D, dtype=working_type(D.dtype, dtype))

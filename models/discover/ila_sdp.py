@@ -209,6 +209,7 @@ class ILASDP(ClusterMixin, BaseEstimator):
 
     Beyond 500 rows take ``solver="low-rank"``, or cluster a few hundred representative rows and :meth:`predict` the
     others. The low-rank programme is not convex: its objective is at most that of the convex one, give it more starts.
+    Beyond some 10,000 rows take ``init="kmeans"`` with it: Ward's tree grows with their square.
 
     References
     ----------
@@ -287,8 +288,9 @@ class ILASDP(ClusterMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            For NaN, fewer than 2 rows a cluster, identical rows, first labels that are no partition into `n_clusters`,
-            a singular covariance with ``reg_covar=0``, more than 2000 rows with "admm" or 60 with "cvxpy".
+            For NaN, fewer than 2 rows a cluster, fewer distinct rows than clusters, identical rows, first labels that
+            are no partition into `n_clusters`, a singular covariance with ``reg_covar=0``, more than 2000 rows with
+            "admm" or 60 with "cvxpy".
         ImportError
             With ``solver="cvxpy"``, where that package is not installed.
 
@@ -303,8 +305,14 @@ class ILASDP(ClusterMixin, BaseEstimator):
         self._check_cost(len(given))
         if (given == given[0]).all():
             raise ValueError(f"All {len(given)} rows of X are the same (n_samples={len(given)}): there are no groups.")
+        distinct = len(np.unique(given, axis=0))
+        if distinct < self.n_clusters:
+            raise ValueError(
+                f"X holds {distinct} distinct rows, fewer than n_clusters={self.n_clusters}. Ask for fewer clusters."
+            )
         spread = given.std(axis=0)
-        self.scale_ = np.where(spread > 0, spread, 1.0) if self.standardize else np.ones(given.shape[1])
+        varies = spread > 1e-12 * np.abs(given).max(axis=0)  # rounding gives constant columns a spread too
+        self.scale_ = np.where(varies & self.standardize, spread, 1.0)
         self.offset_ = given.mean(axis=0)
         rows = (given - self.offset_) / self.scale_
         random = check_random_state(self.random_state)
@@ -353,8 +361,9 @@ class ILASDP(ClusterMixin, BaseEstimator):
         elif self.init == "kmeans":
             first = KMeans(K, n_init=10, random_state=random.randint(2**31 - 1)).fit_predict(rows)
         elif self.init == "spectral":
-            near = knn_graph(rows, min(10, n - 1)) > 0
-            vectors = spectral_embedding((near + near.T).astype(np.float64), K)
+            near = knn_graph(rows, min(10, n - 1))
+            near.data[:] = 1  # twins are at distance 0, and neighbours all the same
+            vectors = spectral_embedding(((near + near.T) > 0).astype(np.float64), K)
             first = KMeans(K, n_init=10, random_state=random.randint(2**31 - 1)).fit_predict(vectors)
         else:
             first = shuffled[0]

@@ -418,8 +418,8 @@ class MLC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseE
         Raises
         ------
         ValueError
-            For NaN, fewer (distinct) samples than clusters, batches of fewer than ``2 n_clusters``, or a backbone that
-            does not take such samples.
+            For NaN, fewer (distinct) samples than clusters, batches of fewer than ``2 n_clusters``, an `assign_sample`
+            below `n_clusters`, or a backbone that does not take such samples.
 
         Warns
         -----
@@ -433,7 +433,7 @@ class MLC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseE
             net = for_training(self._network(rows))
             self.tcr_history_ = self._pretrain(net, rows, size, seed)
             net.start_clusters()
-            self._warn_of_single_samples(net, rows[:size])
+            self._warn_of_single_samples(net, rows[np.random.default_rng(seed).choice(len(rows), size, replace=False)])
             trainer = MLCTrainer(
                 net,
                 eta=self.eta,
@@ -486,6 +486,10 @@ class MLC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseE
     def _checked_batch(self, rows: Tensor) -> int:
         """The samples of a batch, enough for the clusters."""
         check_enough_rows(rows, self.n_clusters)
+        if self.assign_sample < self.n_clusters:
+            raise ValueError(
+                f"assign_sample must be at least n_clusters={self.n_clusters}, got {self.assign_sample}. Raise it."
+            )
         size = min(self.batch_size, len(rows))
         if size < 2 * self.n_clusters:
             raise ValueError(
@@ -497,7 +501,9 @@ class MLC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseE
     def _network(self, rows: Tensor) -> MLCNetwork:
         """A network for samples like these; that of another fit is copied with its heads."""
         if isinstance(self.backbone, MLCNetwork):
-            return copy.deepcopy(self.backbone).requires_grad_(True)
+            net = copy.deepcopy(self.backbone).requires_grad_(True)
+            feature_width(net.backbone, rows[:1])
+            return net
         backbone = self._backbone(rows)
         width = feature_width(backbone, rows[:1])
         return MLCNetwork(backbone, width, self.feature_dim, self.head_hidden)
@@ -548,13 +554,14 @@ class MLC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseE
         return trainer.fit(rows).history
 
     def _warn_of_single_samples(self, net: MLCNetwork, rows: Tensor) -> None:
-        """Look at the first memberships of a batch."""
+        """Look at the first memberships of a batch drawn at random: rows often come in the order of their classes."""
         codes = predict_in_batches(net, rows, batch_size=len(rows), device=self.device)[1]
         own = float(memberships(codes, self.eta, self.sinkhorn_iter).diagonal().mean())
         if own > SELF_MEMBERSHIP:
+            right = min(5 * self.n_clusters / len(rows), SELF_MEMBERSHIP)
             warnings.warn(
                 f"Samples begin as clusters of their own: the mean diagonal of the first memberships is {own:.2f}, "
-                f"where {5 * self.n_clusters / len(rows):.2g} is right. Raise eta={self.eta} or the batch size.",
+                f"where {right:.2g} is right. Raise eta={self.eta} or the batch size.",
                 UserWarning,
                 stacklevel=3,
             )

@@ -38,13 +38,15 @@ def check_dissimilarities(D: NDArray[Any], name: str = "X") -> None:
     if D.size and D.min() < 0:
         raise ValueError(
             f"Negative values in data: {name} must hold dissimilarities of at least 0, got {D.min():.3g}. "
-            "Turn similarities into dissimilarities first, such as 1 - s."
+            "Turn similarities into dissimilarities first, such as 1 - s; what rounding alone left below 0 goes by "
+            f"np.maximum({name}, 0)."
         )
     diagonal = np.flatnonzero(np.diagonal(D))
     if len(diagonal):
         raise ValueError(
             f"{name} must be 0 on its diagonal, got {D[diagonal[0], diagonal[0]]:.3g} for object {diagonal[0]} "
-            f"({len(diagonal)} in all). An object is no distance from itself."
+            f"({len(diagonal)} in all). An object is no distance from itself: where that is rounding, "
+            f"np.fill_diagonal({name}, 0)."
         )
 
 

@@ -407,13 +407,14 @@ class PPP(ClusterMixin, BaseEstimator):
         return np.asarray(self.predict_proba(X).max(axis=1))
 
     def _numbers(self) -> list[int]:
-        listed = [int(k) for k in self.k_range]
-        if isinstance(self.k_range, (tuple, list)) and len(listed) == 2:
+        listed = list(self.k_range)
+        whole = all(isinstance(k, (int, np.integer)) and k >= 2 for k in listed)
+        if whole and isinstance(self.k_range, (tuple, list)) and len(listed) == 2:
             listed = list(range(listed[0], listed[1] + 1))
-        numbers = sorted(set(listed))
-        if not numbers or numbers[0] < 2:
+        numbers = sorted({int(k) for k in listed}) if whole else []
+        if not numbers:
             raise ValueError(
-                f"k_range must hold at least one number, and none below 2, got {self.k_range!r}. "
+                f"k_range must hold at least one whole number, and none below 2, got {self.k_range!r}. "
                 "Give (lowest, highest), as (2, 12)."
             )
         return numbers

@@ -471,7 +471,8 @@ class TELL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Base
         Parameters
         ----------
         X : array or tensor
-            As for :meth:`fit`; the first chunk must hold `n_clusters` distinct samples.
+            As for :meth:`fit`; the first chunk must hold `n_clusters` distinct samples, and so must the one after the
+            warm-up, among which centres are placed unless they are random.
         y : None
 
         Raises
@@ -486,7 +487,7 @@ class TELL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Base
         self._validate_params()
         first = not hasattr(self, "network_")
         rows = self._rows(X, reset=first)
-        if first or self.n_iter_ == self.warmup_epochs:
+        if first or (self.n_iter_ == self.warmup_epochs and self.center_init != "random"):
             check_enough_rows(rows, self.n_clusters)
         with isolated_seed(self.random_state) as seed:
             if first:
@@ -551,6 +552,8 @@ class TELL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Base
         if not isinstance(self.arch, str):
             return self._given(self.arch, rows)
         if self.arch == "mlp" or (self.arch == "auto" and rows.ndim == 2):
+            if not all(isinstance(width, (int, np.integer)) and width > 0 for width in self.hidden):
+                raise ValueError(f"hidden must hold whole numbers above 0, got {self.hidden!r}.")
             return MLPAutoencoder(shape, self.latent_dim, tuple(self.hidden), self.dropout)
         if rows.ndim != 4 or shape[1] != shape[2] or shape[1] % 4:
             raise ValueError(

@@ -157,6 +157,22 @@ def test_malformed_input_is_refused(X, method, parameters, change, message):
         method(**{"n_clusters": 3, **parameters}).fit(rows)
 
 
+@BOTH
+@pytest.mark.parametrize("metric", [lambda a, b: float(a @ b), lambda a, b: -float(abs(a - b).sum())])
+def test_a_similarity_as_metric_is_refused(X, method, metric):
+    with pytest.raises(ValueError, match="at least 0, and 0 for a row and itself"):
+        method(2, metric=metric, random_state=0).fit(X[:20])
+
+
+@BOTH
+def test_rows_far_from_zero_keep_their_distances(method):
+    X = np.repeat([[0.0], [5.0], [10.0]], 11, axis=0) + np.random.default_rng(0).normal(size=(33, 1)) / 10
+    near, far = (method(3, random_state=0).fit(rows) for rows in (X, X + 1.7e9))
+    assert far.medoid_indices_.tolist() == near.medoid_indices_.tolist()
+    assert far.labels_.tolist() == far.predict(X + 1.7e9).tolist() == near.labels_.tolist()
+    assert far.inertia_ == pytest.approx(near.inertia_, rel=1e-4)
+
+
 def test_a_sample_must_hold_the_clusters(X):
     with pytest.raises(ValueError, match="sampling_size must be at least n_clusters=8, got 5"):
         FasterCLARA(8, sampling_size=5).fit(X)

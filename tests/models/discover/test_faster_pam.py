@@ -274,7 +274,8 @@ def spoilt(i, j, value):
         (spoilt(1, 2, np.nan), "X contains NaN"),
         (spoilt(1, 2, np.inf), "X contains infinity"),
         (spoilt(1, 2, -1.0), "at least 0, got -1"),
-        (spoilt(2, 2, 0.5), "0 on its diagonal, got 0.5 for object 2"),
+        (spoilt(1, 2, -1e-17), r"rounding alone.*np.maximum"),
+        (spoilt(2, 2, 0.5), r"0 on its diagonal, got 0.5 for object 2.*np.fill_diagonal"),
         (FIVE[0], "X must be a matrix"),
         (FIVE[:0], "n_samples=0"),
         (FIVE[:1, :1], "at least n_clusters=2 >= 1 objects, got n_samples=1"),
@@ -320,6 +321,31 @@ def test_a_metric_that_is_not_defined_everywhere_is_refused():
     X[4] = 3.0
     with pytest.raises(ValueError, match="metric='correlation' gave NaN or infinite distances, the first at row"):
         FasterPAM(2, metric="correlation", random_state=0).fit(X)
+
+
+@pytest.mark.parametrize("metric", [lambda a, b: float(a @ b), lambda a, b: -float(abs(a - b).sum())])
+def test_a_similarity_as_metric_is_refused(metric):
+    with pytest.raises(ValueError, match=r"at least 0, and 0 for a row and itself.*such as 1 - s"):
+        FasterPAM(2, metric=metric, random_state=0).fit(load_digits().data[:20])
+
+
+def test_rounding_of_a_metric_is_no_similarity():
+    X = load_digits().data[:60]
+    rounded = FasterPAM(4, metric=lambda a, b: float(abs(a - b).sum()) - 1e-9, random_state=0).fit(X)
+    exact = FasterPAM(4, metric="cityblock", random_state=0).fit(X)
+    assert rounded.medoid_indices_.tolist() == exact.medoid_indices_.tolist()
+    assert rounded.inertia_ == pytest.approx(exact.inertia_)
+    assert rounded.confidences_.max() == 1
+    assert rounded.transform(X).min() == 0
+
+
+def test_rows_far_from_zero_keep_their_distances():
+    X = np.repeat([[0.0], [5.0], [10.0]], 11, axis=0) + np.random.default_rng(0).normal(size=(33, 1)) / 10
+    near, far = (FasterPAM(3, metric="euclidean", random_state=0).fit(rows) for rows in (X, X + 1.7e9))
+    assert far.medoid_indices_.tolist() == near.medoid_indices_.tolist()
+    assert far.inertia_ == pytest.approx(near.inertia_, rel=1e-4)
+    np.testing.assert_allclose(far.transform(X + 1.7e9), near.transform(X), atol=1e-5)
+    assert far.cluster_centers_.min() > 1.6e9
 
 
 def test_an_object_whose_distances_are_of_another_width_is_refused(digits):

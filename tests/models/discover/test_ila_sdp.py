@@ -321,6 +321,26 @@ def test_duplicate_rows_and_constant_columns_are_allowed():
     assert np.isfinite(found.objective_)
 
 
+@pytest.mark.parametrize("init", ["ward", "kmeans", "spectral", "random"])
+def test_fewer_distinct_rows_than_groups_are_refused(init):
+    with pytest.raises(ValueError, match="X holds 2 distinct rows, fewer than n_clusters=3"):
+        ILASDP(3, init=init, n_init=1).fit(np.repeat([[0.0, 0.0], [1.0, 1.0]], 10, axis=0))
+
+
+def test_rows_with_more_twins_than_neighbours_start_in_their_own_groups():
+    X = np.repeat([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0]], 12, axis=0)
+    found = ILASDP(3, init="spectral", n_init=1, max_iter=2, random_state=0).fit(X)
+    assert hungarian_accuracy(np.repeat([0, 1, 2], 12), found.labels_) == 1
+
+
+def test_a_constant_column_decides_nothing_when_columns_are_standardised():
+    X, _ = cross(each=10)
+    constant, otherwise = (np.column_stack([X, np.full(len(X), value)]) for value in (0.1, 0.1001))
+    found = ILASDP(2, standardize=True, n_init=1, max_iter=2, random_state=0).fit(constant)
+    assert len(set(found.labels_)) == 2
+    assert (found.predict(otherwise) == found.predict(constant)).all()
+
+
 def test_labels_are_ignored():
     X, y = cross(each=8)
     plain, told = (ILASDP(2, n_init=1, max_iter=2, random_state=0).fit(X, labels) for labels in (None, y))

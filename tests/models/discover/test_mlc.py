@@ -254,6 +254,13 @@ def test_too_small_an_eta_is_told():
         MLC(3, **(SMALL | {"eta": 0.01})).fit(ROWS[:80])
 
 
+def test_too_small_an_eta_is_told_of_rows_in_the_order_of_their_classes():
+    order = np.argsort(CLASSES[:400], kind="stable")
+    settings = SMALL | {"feature_dim": 32, "eta": 0.15, "batch_size": 40, "epochs": 1}
+    with pytest.warns(UserWarning, match="where 0.3 is right"):
+        MLC(10, **settings).fit(ROWS[:400][order])
+
+
 def test_labels_change_nothing_even_when_all_are_known():
     plain, told = MLC(3, **SMALL).fit(ROWS[:80]), MLC(3, **SMALL).fit(ROWS[:80], CLASSES[:80])
     np.testing.assert_array_equal(plain.labels_, told.labels_)
@@ -281,6 +288,8 @@ def test_one_cluster_holds_everything():
         ({"eps2": 0}, ROWS[:80], "'eps2' parameter of MLC must be a float in the range"),
         ({"eta": 0.0}, ROWS[:80], "'eta' parameter of MLC must be a float in the range"),
         ({"batch_size": 5}, ROWS[:80], "at least 2 samples a cluster, 6, got batch_size=5 and n_samples=80"),
+        ({"assign_sample": 2}, ROWS[:80], "assign_sample must be at least n_clusters=3, got 2"),
+        ({"backbone": MLCNetwork(MLPEncoder(5), 64, 8)}, ROWS[:80], "The encoder does not take"),
         ({}, ROWS[:5], "at least 2 samples a cluster, 6, got batch_size=60 and n_samples=5"),
         ({}, ROWS[:2], "n_samples=2 must be at least n_clusters=3"),
         ({}, np.repeat(ROWS[:2], 9, axis=0), "X holds 2 distinct rows, fewer than n_clusters=3"),

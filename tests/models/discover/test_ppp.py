@@ -264,9 +264,9 @@ def test_bad_rows_are_refused(spoil, message):
         fast().fit(spoil(groups()[0]))
 
 
-@pytest.mark.parametrize("k_range", [(5, 3), (1, 4), []])
+@pytest.mark.parametrize("k_range", [(5, 3), (1, 4), [], (2.5, 4), ("2", "4"), (True, 3)])
 def test_an_impossible_range_is_refused(k_range):
-    with pytest.raises(ValueError, match="k_range must hold at least one number, and none below 2"):
+    with pytest.raises(ValueError, match="k_range must hold at least one whole number, and none below 2"):
         PPP(k_range=k_range).fit(groups()[0])
 
 

@@ -277,6 +277,14 @@ def test_a_stream_is_learnt_chunk_by_chunk():
         stream.partial_fit(ROWS[:50, :60])
 
 
+def test_random_centres_ask_no_chunk_but_the_first_for_as_many_rows():
+    stream = TELL(4, warmup_epochs=1, **SMALL).partial_fit(ROWS[:100])
+    assert stream.partial_fit(ROWS[100:102]).n_iter_ == 2
+    placed = TELL(4, center_init="sample", warmup_epochs=1, **SMALL).partial_fit(ROWS[:100])
+    with pytest.raises(ValueError, match="n_samples=2 must be at least n_clusters=4"):
+        placed.partial_fit(ROWS[100:102])
+
+
 def test_the_other_optimiser_trains_too():
     method = TELL(3, optimizer="adam", epochs=4, center_init="sample", **SMALL).fit(ROWS[:100])
     assert method.history_[-1]["reconstruction_loss"] < method.history_[0]["reconstruction_loss"]
@@ -330,6 +338,8 @@ def test_n_clusters_counts_those_that_hold_a_sample():
         ({}, 16 * ROWS[:20], r"X must hold values in \[0, 1\].*MinMaxScaler"),
         ({}, ROWS[0], "Reshape your data"),
         ({}, IMAGES[:20, :, :6], "square images with sides divisible by 4, got samples shaped"),
+        ({"hidden": (32, 0)}, ROWS[:20], r"hidden must hold whole numbers above 0, got \(32, 0\)"),
+        ({"hidden": (3.5,)}, ROWS[:20], r"hidden must hold whole numbers above 0, got \(3.5,\)"),
         ({"arch": "conv"}, ROWS[:20], "square images with sides divisible by 4"),
         ({"arch": (nn.Linear(64, 4),)}, ROWS[:20], r"a pair of modules \(encoder, decoder\)"),
         ({"arch": (nn.Linear(64, 5), nn.Linear(5, 64))}, ROWS[:20], r"must give \(B, latent_dim=4\), got \(1, 5\)"),
