@@ -33,6 +33,8 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "gcd-gpc": {"epochs": 5},
 }
 """Fewer epochs than the published defaults, which are for tens of thousands of images."""
+NOVEL_ONLY = ("ncd-k-means", "ncd-spectral", "tabular-ncd")
+"""They take every row without a label for one of a new class."""
 BASELINES: dict[str, Callable[[int], Any]] = {
     "k-means": lambda k: cluster.KMeans(k, n_init=10, random_state=0),
     "Gaussian mixture": lambda k: mixture.GaussianMixture(k, random_state=0),
@@ -56,15 +58,20 @@ def shapes() -> dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]:
     return {name: (StandardScaler().fit_transform(X), np.asarray(y)) for name, (X, y) in found.items()}
 
 
-def rows_for(name: str, X: NDArray[np.float64], y: NDArray[np.int64]) -> Rowset:
+def rows_for(X: NDArray[np.float64], y: NDArray[np.int64]) -> Rowset:
     """What a method sees: half of the rows of all groups but the last are labelled, for methods that ask for labels."""
     rng = np.random.default_rng(0)
     known = np.where((y < max(y.max(), 1)) & (rng.random(len(y)) < 0.5), y, -1)
-    if name.startswith(("tabular-ncd", "ncd-")):  # every row that is not labelled counts as of a new class
-        known = np.where(y < max(y.max(), 1), y, -1)
     sources = max(int(y.max()) + 1, 2)  # three quarters of a group's rows come from one source, the rest from any
     domains = np.where(rng.random(len(y)) < 0.75, y, rng.integers(0, sources, len(y)))
     return Rowset(X, None, known.astype(np.int64), np.unique(domains, return_inverse=True)[1].astype(np.int64))
+
+
+def novel_rows(X: NDArray[np.float64]) -> Rowset:
+    """Every row of the data is of a class without a name; two groups of named classes lie beside them."""
+    beside, named = datasets.make_blobs(ROWS // 2, centers=[(3.5, 3.5), (3.5, -3.5)], cluster_std=0.3, random_state=0)
+    labels = np.concatenate([np.full(len(X), -1), named]).astype(np.int64)
+    return Rowset(np.concatenate([X, beside]), None, labels, np.zeros(len(labels), dtype=np.int64))
 
 
 def groups(name: str, X: NDArray[np.float64], y: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -72,7 +79,10 @@ def groups(name: str, X: NDArray[np.float64], y: NDArray[np.int64]) -> NDArray[n
     k = max(int(y.max()) + 1, 2)
     if name in BASELINES:
         return np.asarray(BASELINES[name](k).fit_predict(X), dtype=np.int64)
-    return fit_case(Case(name, rows_for(name, X, y), k, 0, PARAMETERS.get(name, {}))).labels
+    if name in NOVEL_ONLY:
+        labels = fit_case(Case(name, novel_rows(X), k + 2, 0, PARAMETERS.get(name, {}))).labels
+        return np.unique(labels[: len(X)], return_inverse=True)[1]
+    return fit_case(Case(name, rows_for(X, y), k, 0, PARAMETERS.get(name, {}))).labels
 
 
 def picture(name: str, target: Path) -> None:

@@ -15,6 +15,7 @@ from prefect import flow
 from pydantic import ValidationError
 
 from flows.config import LifecycleConfig
+from flows.hooks import tell_failed_erasure
 from infra import datasets as ds
 from infra.certificate import file_certificate
 from infra.deletion import Doomed
@@ -39,7 +40,7 @@ from tasks.validate import validate
 RESUME = "clearwell forget --resume"
 
 
-@flow(name="erasure", log_prints=False)
+@flow(name="erasure", log_prints=False, on_failure=[tell_failed_erasure], on_crashed=[tell_failed_erasure])
 def erasure(
     request: str = "",
     ids: tuple[str, ...] = (),
@@ -50,20 +51,13 @@ def erasure(
 ) -> dict[str, Any]:
     """Forget rows by their ids, and return the certificate.
 
-    Parameters
-    ----------
-    request : str
-        An erasure that was begun before; empty begins one with `ids`.
-    ids : tuple of str
-        Ids of the rows. They are taken out of this run's record again.
-    data : str, optional
-        Dataset they belong to; by default every dataset that has them.
-    copies : {"ask", "erase", "keep"}
-        What to do with rows of the same bytes under other ids.
-    reason : str
-        Why; kept in ledger and certificate.
-    accept_no_champion : bool
-        Whether to go on when no model passes the gates; the alias champion then falls away.
+    Args:
+        request: An erasure that was begun before; empty begins one with the ids.
+        ids: Ids of the rows. They are taken out of this run's record again.
+        data: Dataset they belong to; by default every dataset that has them.
+        copies: What to do with rows of the same bytes under other ids: "ask" (stop and name them), "erase" or "keep".
+        reason: Why; kept in ledger and certificate.
+        accept_no_champion: Whether to go on when no model passes the gates; the alias champion then falls away.
     """
     project = Project()
     erasures = Erasures(project)

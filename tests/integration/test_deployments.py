@@ -13,6 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Running
+from sklearn.datasets import load_iris
 
 from infra.deployments import ZOMBIES, start
 from infra.project import Project
@@ -30,10 +31,18 @@ NAMES = {
     "compress",
     "curate",
     "discover",
+    "erasure",
     "plan",
+    "promote",
     "score",
     "drift-watch",
     "reconcile",
+}
+ON_FLOWERS = {
+    "discover": {"methods": ["faster-pam"], "config": {"n_clusters": 3, "seeds": 1}},
+    "curate": {"config": {"method": "k-centre", "budget": 30}, "labels": {"enabled": False}},
+    "compare": {"stage": "discover", "methods": ["faster-pam"], "budget": 60},
+    "plan": {"config": {"budget": 300, "quantiles": 2, "pilot": 40}},
 }
 
 
@@ -88,6 +97,23 @@ def test_deploying_again_changes_nothing(client, deployed):
     assert {name: deployment.id for name, deployment in deployments(client).items()} == before
     assert len(client.read_automations_by_name(ZOMBIES)) == 1
     assert len(client.read_automations_by_name("clearwell: drift starts an adaptation")) == 1
+
+
+@pytest.mark.parametrize("name", ON_FLOWERS)
+def test_the_worker_answers_what_is_asked_of_a_dataset(client, tmp_path, name):
+    flowers = tmp_path / "flowers.csv"
+    load_iris(as_frame=True).frame.rename(columns={"target": "label"}).to_csv(flowers, index=False)
+    data = [str(flowers)] if name == "plan" else str(flowers)
+    run = client.create_flow_run_from_deployment(
+        deployments(client)[name].id, parameters={"data": data, **ON_FLOWERS[name]}
+    )
+    state = finished(client, run.id)
+    assert state.is_completed(), state.message
+    tracker = Project().tracker
+    (told,) = tracker.client.search_runs([tracker.experiment], f"tags.clearwell.prefect_run = '{run.id}'")
+    assert told.info.status == "FINISHED"
+    below = tracker.client.search_runs([tracker.experiment], f"tags.mlflow.parentRunId = '{told.info.run_id}'")
+    assert below
 
 
 def test_drift_in_the_bucket_ends_in_a_candidate(client, monkeypatch):
