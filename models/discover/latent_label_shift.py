@@ -445,7 +445,7 @@ class DDFA(BaseEstimator):
         with isolated_seed(self.random_state) as seed:
             random = np.random.RandomState(seed % 2**32)
             self._discriminate(rows, sources, random)
-            found = self.score_domain(rows)
+            found = self._domains(rows)
             self._factorize(self._cells(found, random), sources, random)
         self.n_clusters_ = self.n_classes
         scores = self._scores(found, sources)
@@ -460,7 +460,9 @@ class DDFA(BaseEstimator):
     def score_domain(self, X: ArrayLike | Tensor) -> Matrix:
         """q(d|x): probability of each source, were all equally large, (n, r)."""
         check_is_fitted(self, "discriminator_")
-        rows = check_samples(self, X, reset=False)
+        return self._domains(check_samples(self, X, reset=False))
+
+    def _domains(self, rows: Tensor) -> Matrix:
         logits = self._log_probabilities(rows) / self.temperature_
         return torch.softmax(torch.from_numpy(logits), dim=1).numpy()
 

@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.datasets import load_digits
@@ -239,6 +240,13 @@ def test_a_fitted_classifier_is_used_as_it_is(shifted):
     fitted = DDFA(3, given, calibrate=False, random_state=0).fit(X, domains)
     np.testing.assert_allclose(fitted.score_domain(X), given.predict_proba(X), atol=1e-7)
     assert len(fitted.cluster_centers_) == 3
+
+
+def test_a_table_with_named_columns_is_taken_without_a_warning(shifted):
+    X, _, domains, _ = shifted
+    frame = pd.DataFrame(X, columns=[f"pixel {i}" for i in range(64)])
+    named, plain = (DDFA(3, "logistic", random_state=0).fit(rows, domains) for rows in (frame, X))
+    assert (named.predict(frame) == plain.predict(X)).all()
 
 
 @pytest.mark.parametrize(
