@@ -402,10 +402,20 @@ class ClusterNet(ClusterMixin, BaseEstimator):
             Fewest and most points of a plot; those of one step are alike. By default an eighth of `n_points` to all.
         n_raters, noise : int, float
             As in :func:`~models.discover.raters.simulate_raters`.
+
+        Raises
+        ------
+        ValueError
+            For no step, or `sizes` that descend or are below 16.
         """
         self._validate_params()
         self.n_features_in_ = 2
-        low, high = sizes or (max(16, self.n_points // 8), self.n_points)
+        fewest = max(16, self.n_points // 8)
+        low, high = sizes or (fewest, max(fewest, self.n_points))
+        if n_steps < 1 or low > high:
+            raise ValueError(
+                f"Training takes at least one step and sizes=(fewest, most), got n_steps={n_steps} and {(low, high)}."
+            )
 
         def draw(index: Tensor, rng: np.random.Generator) -> list[tuple[Points, Labels]]:
             n = round(np.exp(rng.uniform(np.log(low), np.log(high))))
@@ -502,6 +512,8 @@ class ClusterNet(ClusterMixin, BaseEstimator):
         for name, pair in pairs.items():
             if len(pair) != 2 or not all(value > 0 for value in pair):
                 raise ValueError(f"{name} must be two positive numbers, got {pair}.")
+        if not all(isinstance(count, Integral) for count in pairs["nsample"]):
+            raise ValueError(f"nsample must be two positive whole numbers, got {pairs['nsample']}.")
         outputs = self.max_clusters + int(self.noise) + int(self.agreement_head)
         network = PointNet2Segmenter(n_outputs=outputs, widths=self.widths, **pairs)
         if self.weights is not None:
@@ -515,6 +527,8 @@ class ClusterNet(ClusterMixin, BaseEstimator):
         return network
 
     def _train_on(self, clouds: Sequence[ArrayLike], ratings: Sequence[ArrayLike] | None) -> None:
+        if not len(clouds):
+            raise ValueError("X must hold at least one cloud, got an empty list of them.")
         if ratings is None or len(ratings) != len(clouds):
             raise ValueError(
                 f"y must hold the ratings of each of the {len(clouds)} clouds of X, got "
@@ -531,7 +545,7 @@ class ClusterNet(ClusterMixin, BaseEstimator):
 
     def _rating(self, rating: ArrayLike, n: int, i: int) -> Labels:
         given = np.atleast_2d(np.asarray(rating))
-        if given.dtype.kind not in "iu" or given.shape[1:] != (n,) or given.min() < UNLABELLED:
+        if given.dtype.kind not in "iu" or given.shape[1:] != (n,) or not len(given) or given.min() < UNLABELLED:
             raise ValueError(
                 f"y[{i}] must hold int ratings shaped (raters, {n}), -1 = in no group, got {given.dtype} shaped "
                 f"{given.shape}."

@@ -445,7 +445,8 @@ class SemiSupervisedGMM(BaseEstimator):
         scaled = unit_rows(rows) if self.normalize else rows
         self._pca = None
         if self.n_components_pca is not None:
-            self._pca = PCA(self.n_components_pca, random_state=random.randint(2**31 - 1)).fit(scaled)
+            pca = PCA(self.n_components_pca, random_state=random.randint(2**31 - 1))
+            self._pca = pca.set_output(transform="default").fit(scaled)
         return self._project(rows)
 
     def _project(self, rows: Matrix) -> Matrix:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
@@ -196,7 +196,7 @@ class GPCTrainer(Trainer):
     accepts=("image", "table", "embedding"),
     skips_checks={"one_class": "a single labelled class among unknown ones is a problem it is made for"},
 )
-class GPC(BaseEstimator):
+class GPC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Generalized category discovery with an encoder that is trained along.
 
     Parameters
@@ -362,13 +362,17 @@ class GPC(BaseEstimator):
 
     def predict(self, X: ArrayLike | Tensor) -> Labels:
         """Class of each image or row, that of the nearest prototype."""
-        features = self.transform(X)
-        return self.gmm_.predict(features)
+        check_is_fitted(self, "gmm_")
+        return self.gmm_.predict(self._embed(check_samples(self, X, reset=False)))
 
     def transform(self, X: ArrayLike | Tensor) -> Matrix:
         """Unit-length features, (n, d)."""
         check_is_fitted(self, "gmm_")
         return self._embed(check_samples(self, X, reset=False))
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.gmm_.n_features_in_
 
     def _embed(self, rows: Tensor) -> Matrix:
         features = predict_in_batches(lambda x: pooled(self.encoder_(x)), rows)

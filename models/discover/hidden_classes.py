@@ -74,7 +74,7 @@ def partly_named(estimator: Any, X: ArrayLike, y: ArrayLike | None, n_novel: int
     ------
     ValueError
         Without labels, with fewer than two known classes, no row labelled -1, NaN, or more novel classes wanted
-        than rows labelled -1.
+        than there are distinct rows labelled -1.
     """
     rows = table_rows(estimator, X, reset=True, minimum=3)
     if y is None:
@@ -89,8 +89,11 @@ def partly_named(estimator: Any, X: ArrayLike, y: ArrayLike | None, n_novel: int
             f"y labels all {len(rows)} rows (n_samples={len(rows)}), so there is no novel class to find. "
             "Mark the rows whose class is not known with -1."
         )
-    if n_novel is not None and n_novel > novel.sum():
-        raise ValueError(f"n_novel={n_novel} classes cannot be found in the {novel.sum()} rows that y marks with -1.")
+    if n_novel is not None and n_novel > (distinct := len(np.unique(rows[novel], axis=0))):
+        raise ValueError(
+            f"n_novel={n_novel} classes cannot be found in the {distinct} distinct rows that y marks with -1. "
+            "Ask for fewer."
+        )
     return PartlyNamed(rows, labels, np.unique(labels[~novel]), novel)
 
 
@@ -254,12 +257,14 @@ def tune_on_hidden_classes(
     Raises
     ------
     ValueError
-        For malformed rows or labels, fewer than three known classes, or an unknown scorer.
+        For malformed rows or labels, fewer than three known classes, no trial, or an unknown scorer.
     """
     rows = check_embeddings(X)
     labels = check_labels(y, len(rows), minimum_classes=3)
     rows, labels = rows[labels != UNLABELLED], labels[labels != UNLABELLED]
     score = _scorer(scorer)
+    if n_trials < 1:
+        raise ValueError(f"n_trials must be at least 1, got {n_trials}.")
     random = check_random_state(random_state)
     if folds is None:
         n_classes = len(np.unique(labels))

@@ -97,8 +97,7 @@ def anchor_priors(shares: Matrix, cell_sizes: Matrix, k: int, min_cluster_frac: 
     class_domain = directions[successive_projection(directions, k)]
     r = shares.shape[1]
     masses = nnls(class_domain.T, np.full(r, 1 / r))[0]
-    mix = class_domain.T * masses
-    return mix / np.maximum(mix.sum(axis=1, keepdims=True), 1e-300)
+    return as_mixes(class_domain.T * masses)
 
 
 def nmf_priors(shares: Matrix, k: int, n_restarts: int, random: np.random.RandomState) -> Matrix:
@@ -111,7 +110,24 @@ def nmf_priors(shares: Matrix, k: int, n_restarts: int, random: np.random.Random
             mix = model.fit_transform(shares.T)
         if model.reconstruction_err_ < error:
             best, error = mix * model.components_.sum(axis=1), model.reconstruction_err_
-    return best / np.maximum(best.sum(axis=1, keepdims=True), 1e-300)
+    return as_mixes(best)
+
+
+def as_mixes(masses: Matrix) -> Matrix:
+    """Masses of the classes in each source, (r, k), scaled to shares.
+
+    Raises
+    ------
+    ValueError
+        If a source has none.
+    """
+    totals = masses.sum(axis=1, keepdims=True)
+    if not (totals > 0).all():
+        raise ValueError(
+            f"No class occurs in source(s) {np.flatnonzero(totals[:, 0] <= 0).tolist()}: none of the cells taken for "
+            "classes holds rows of them. Ask for fewer cells (n_clusters) or larger ones (min_cluster_frac)."
+        )
+    return masses / totals
 
 
 def reconstruction_error(shares: Matrix, priors: Matrix) -> float:
@@ -225,7 +241,7 @@ def simulate_label_shift(
     Raises
     ------
     ValueError
-        If no mix of 10,000 is conditioned so well, or a class has too few rows.
+        If no mix of 10,000 is conditioned so well, a class has too few rows, or a number is not positive.
 
     Examples
     --------
@@ -237,10 +253,14 @@ def simulate_label_shift(
     labels = check_labels(y, len(np.asarray(y)), allow_unlabelled=False)
     random = check_random_state(random_state)
     k = int(labels.max()) + 1
+    if min(n_domains, alpha, per_domain) <= 0:
+        raise ValueError(
+            f"n_domains, alpha and per_domain must be positive, got {n_domains}, {alpha} and {per_domain}."
+        )
     for _ in range(10_000):
         priors = random.dirichlet(np.full(k, alpha / k), size=n_domains)
         priors[priors < 1e-7] = 0.0
-        if np.linalg.cond(priors) <= max_cond:
+        if np.isfinite(priors).all() and np.linalg.cond(priors) <= max_cond:  # a tiny alpha draws NaN
             break
     else:
         raise ValueError(f"No mix of 10,000 had a condition number up to max_cond={max_cond}. Raise it.")
@@ -411,7 +431,8 @@ class DDFA(BaseEstimator):
         ------
         ValueError
             Without domains, for malformed X, fewer sources than classes, a source of fewer than two rows, fewer cells
-            than classes, or sources whose mixes do not differ in as many directions as there are classes.
+            than classes, sources whose mixes do not differ in as many directions as there are classes or in which no
+            class occurs, or a discriminator that answers for other sources.
 
         Warns
         -----
@@ -424,7 +445,7 @@ class DDFA(BaseEstimator):
         with isolated_seed(self.random_state) as seed:
             random = np.random.RandomState(seed % 2**32)
             self._discriminate(rows, sources, random)
-            found = self.score_domain(rows)
+            found = self._domains(rows)
             self._factorize(self._cells(found, random), sources, random)
         self.n_clusters_ = self.n_classes
         scores = self._scores(found, sources)
@@ -439,7 +460,9 @@ class DDFA(BaseEstimator):
     def score_domain(self, X: ArrayLike | Tensor) -> Matrix:
         """q(d|x): probability of each source, were all equally large, (n, r)."""
         check_is_fitted(self, "discriminator_")
-        rows = check_samples(self, X, reset=False)
+        return self._domains(check_samples(self, X, reset=False))
+
+    def _domains(self, rows: Tensor) -> Matrix:
         logits = self._log_probabilities(rows) / self.temperature_
         return torch.softmax(torch.from_numpy(logits), dim=1).numpy()
 
@@ -502,6 +525,7 @@ class DDFA(BaseEstimator):
             self.discriminator_: Any = (
                 copy.deepcopy(given) if as_it_is else _seeded(given, random).fit(flat[~held], sources[~held])
             )
+            _check_sources(self.discriminator_, self.discriminator_.predict_proba(flat[:1]), len(self.domain_counts_))
         else:
             self._train(rows, sources, held, random)
         if self.calibrate:
@@ -518,7 +542,8 @@ class DDFA(BaseEstimator):
     def _train(self, rows: Tensor, sources: Labels, held: NDArray[np.bool_], random: np.random.RandomState) -> None:
         r = len(self.domain_counts_)
         if callable(self.discriminator):
-            network = self.discriminator(r)
+            network = _made(self.discriminator, r)
+            _check_sources(network, predict_in_batches(network, rows[:1]), r)
         else:
             encoder = MLPEncoder(rows[0].numel(), (HIDDEN_WIDTH,), batch_norm=False)
             network = SplitClassifier(encoder, r, embedding_dim=None)
@@ -593,6 +618,22 @@ def _is_fitted(classifier: Any) -> bool:
     except NotFittedError:
         return False
     return True
+
+
+def _made(discriminator: Callable[[int], Any], r: int) -> nn.Module:
+    if isinstance(discriminator, nn.Module):
+        raise ValueError("discriminator must be a function of the number of sources, not a network itself.")
+    network = discriminator(r)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"The function given as discriminator must return an nn.Module, got {type(network).__name__}.")
+    return network
+
+
+def _check_sources(discriminator: Any, answers: Any, r: int) -> None:
+    """Refuse a discriminator of other sources, or of the same by names that put its columns in another order."""
+    names = np.asarray(getattr(discriminator, "classes_", np.arange(answers.shape[1])))
+    if not np.array_equal(names, np.arange(r)):
+        raise ValueError(f"The discriminator answers for the sources {names.tolist()}, and domains names 0..{r - 1}.")
 
 
 def _seeded(classifier: Any, random: np.random.RandomState) -> Any:

@@ -178,8 +178,8 @@ class NCDKMeans(BaseEstimator):
         Raises
         ------
         ValueError
-            Without y, for NaN, no row labelled -1, fewer than two known classes, more novel classes than novel rows,
-            or novel rows of fewer than three distinct values whose number of classes is to be estimated.
+            Without y, for NaN, no row labelled -1, fewer than two known classes, more novel classes than distinct
+            novel rows, or novel rows of fewer than three distinct values whose number of classes is to be estimated.
         """
         self._validate_params()
         table = partly_named(self, X, y, self.n_novel)

@@ -43,8 +43,10 @@ def bandwidth(rows: Matrix, min_weight: float, rule: SigmaRule = "exact", edge_q
     Raises
     ------
     ValueError
-        If the edge has no length: the rows are equal.
+        If the edge has no length: the rows are equal; or for a weight outside (0, 1).
     """
+    if not 0 < min_weight < 1:
+        raise ValueError(f"min_weight must lie in (0, 1), got {min_weight}.")
     edge = float(np.quantile(h0_persistence(rows), edge_quantile))
     if edge == 0.0:
         raise ValueError(
@@ -59,6 +61,18 @@ def gaussian_affinity(rows: Matrix, sigma: float) -> Matrix:
     affinity = np.exp(euclidean_distances(rows, squared=True) / (-2 * sigma**2))
     np.fill_diagonal(affinity, 0.0)
     return (affinity + affinity.T) / 2
+
+
+def embed(rows: Matrix, affinity: Matrix, n_components: int) -> Matrix:
+    """Steps 3 and 4: eigenvectors 2 to u + 1 of the Laplacian, (n, u); copies of a row get the same point.
+
+    Those vectors in which copies differ say nothing of the rows. They come late, but they come where u nears n.
+    """
+    vectors = spectral_embedding(affinity, n_components, skip=1)
+    _, place, copies = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(copies), n_components))
+    np.add.at(sums, place, vectors)
+    return (sums / copies[:, None])[place]
 
 
 def known_accuracy(embedding: Matrix, table: PartlyNamed, n_init: int, seed: int) -> float:
@@ -179,8 +193,8 @@ class NCDSpectralClustering(BaseEstimator):
         Raises
         ------
         ValueError
-            Without y, for NaN, no row labelled -1, fewer than two known classes, more novel classes than novel rows,
-            more eigenvectors than n - 1, equal rows, or too many of them.
+            Without y, for NaN, no row labelled -1, fewer than two known classes, more novel classes than distinct
+            novel rows, more eigenvectors than n - 1, equal rows, or too many of them.
         """
         self._validate_params()
         table = partly_named(self, X, y, self.n_novel)
@@ -192,9 +206,8 @@ class NCDSpectralClustering(BaseEstimator):
         wanted = len(self.classes_) + self.n_novel_
         self.sigma_ = bandwidth(table.rows, self.min_weight, self.sigma_rule, self.edge_quantile)
         with isolated_seed(seed_from(random)) as seed:
-            self.embedding_ = spectral_embedding(
-                gaussian_affinity(table.rows, self.sigma_), self.n_components or min(wanted, n - 1), skip=1
-            )
+            affinity = gaussian_affinity(table.rows, self.sigma_)
+            self.embedding_ = embed(table.rows, affinity, self.n_components or min(wanted, n - 1))
             self.known_accuracy_ = known_accuracy(self.embedding_, table, self.n_init, seed)
             clusters, confidences = self._clusters(table, seed)
         self.n_novel_ = len(np.unique(clusters)) if self.kmeans_on == "all" else self.n_novel_
@@ -252,6 +265,7 @@ def tune_on_known_rows(
         Known classes, -1 = novel.
     min_weights : iterable of float
     n_components : iterable of int
+        Those that are not between 1 and n - 1 are left out.
     sigma_rule, n_init, random_state
         As in :class:`NCDSpectralClustering`.
 
@@ -263,7 +277,7 @@ def tune_on_known_rows(
     Raises
     ------
     ValueError
-        As :meth:`NCDSpectralClustering.fit`.
+        As :meth:`NCDSpectralClustering.fit`, or if nothing is left to try.
 
     Examples
     --------
@@ -275,12 +289,18 @@ def tune_on_known_rows(
     """
     table = partly_named(NCDSpectralClustering(), X, y, None)
     check_size(len(table.rows))
-    counts = sorted(set(n_components))
+    weights = list(min_weights)
+    counts = sorted({count for count in n_components if 1 <= count < len(table.rows)})
+    if not weights or not counts:
+        raise ValueError(
+            f"Nothing to try: give at least one of min_weights and, with {len(table.rows)} rows, one of n_components "
+            f"between 1 and {len(table.rows) - 1}."
+        )
     trials: list[dict[str, Any]] = []
     with isolated_seed(random_state) as seed:
-        for weight in min_weights:
+        for weight in weights:
             affinity = gaussian_affinity(table.rows, bandwidth(table.rows, weight, sigma_rule))
-            embedding = spectral_embedding(affinity, counts[-1], skip=1)
+            embedding = embed(table.rows, affinity, counts[-1])
             for count in counts:
                 score = known_accuracy(embedding[:, :count], table, n_init, seed)
                 trials.append({"min_weight": weight, "n_components": count, "score": score})

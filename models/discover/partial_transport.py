@@ -70,7 +70,8 @@ def ppot(
     Raises
     ------
     ValueError
-        For a `rho` outside (0, 1], costs that are not finite, or a `prior` that is not k shares.
+        For a `rho` outside (0, 1], costs that are empty or not finite, an `epsilon` or `gamma` that is not positive,
+        or a `prior` that is not k shares.
 
     References
     ----------
@@ -83,7 +84,7 @@ def ppot(
     >>> round(float(plan.sum()), 4), int(info["slack"].argmax())
     (0.75, 3)
     """
-    cost = _checked(cost, rho)
+    cost = _checked(cost, rho, epsilon, gamma, g_init)
     return _place(cost, _sizes(cost, rho, prior), epsilon, gamma, max_iter, tol, g_init)
 
 
@@ -131,7 +132,7 @@ def sppot(
     Raises
     ------
     ValueError
-        As :func:`ppot`, or for a similarity that is not (n, n) and finite.
+        As :func:`ppot`, or for a negative `lam` or a similarity that is not (n, n) and finite.
 
     References
     ----------
@@ -144,7 +145,9 @@ def sppot(
     >>> [sppot(log_prob, linked, 0.9, lam=lam)[0].argmax(1).tolist() for lam in (0.0, 1.0)]
     [[0, 1, 1], [0, 0, 1]]
     """
-    cost = _checked(-log_prob, rho)
+    cost = _checked(-log_prob, rho, epsilon, gamma, g_init)
+    if not 0 <= lam < math.inf:
+        raise ValueError(f"lam must be at least 0 and finite, got {lam}.")
     n, k = cost.shape
     sizes = _sizes(cost, rho, prior)
     pairs = _both_ways(similarity, n, cost.device)
@@ -186,11 +189,17 @@ def _objective(cost: Tensor, plan: Tensor, slack: Tensor, sizes: Tensor, epsilon
     return (cost * plan).sum() + gamma * divergence + epsilon * negative_entropy
 
 
-def _checked(cost: Tensor, rho: float) -> Tensor:
+def _checked(cost: Tensor, rho: float, epsilon: float, gamma: float, g: Tensor | None) -> Tensor:
     if not 0 < rho <= 1:
         raise ValueError(f"rho must lie in (0, 1], got {rho}. It is the share of the mass that is placed.")
-    if cost.ndim != 2 or not torch.isfinite(cost).all():
-        raise ValueError(f"The cost must be finite and shaped (n, k), got {tuple(cost.shape)} or NaN in it.")
+    if not (epsilon > 0 and gamma > 0):
+        raise ValueError(f"epsilon and gamma must be positive, got {epsilon} and {gamma}.")
+    if cost.ndim != 2 or 0 in cost.shape or not torch.isfinite(cost).all():
+        raise ValueError(
+            f"The cost must be finite and shaped (n, k) with rows and columns, got {tuple(cost.shape)} or NaN in it."
+        )
+    if g is not None and g.shape != (cost.shape[1] + 1,):
+        raise ValueError(f"g_init must be shaped ({cost.shape[1] + 1},), a potential a column, got {tuple(g.shape)}.")
     return cost.detach().double()
 
 

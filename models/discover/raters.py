@@ -56,7 +56,7 @@ def group_agreement(ratings: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        For fewer ratings.
+        For fewer ratings, or entries that are no groups.
     """
     given = _checked(ratings, 2)
     return float(np.mean([similarity(first, second) for first, second in combinations(given, 2)]))
@@ -76,7 +76,7 @@ def agreement_index(candidate: ArrayLike, ratings: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        For fewer than two ratings, or a candidate of another length.
+        For fewer than two ratings, a candidate of another length, or entries that are no groups.
 
     Examples
     --------
@@ -85,17 +85,24 @@ def agreement_index(candidate: ArrayLike, ratings: ArrayLike) -> float:
     True
     """
     given = _checked(ratings, 2)
-    labels = np.asarray(candidate, dtype=np.int64)
+    labels = _groups(candidate, "candidate")
     if labels.shape != given.shape[1:]:
         raise ValueError(f"The candidate must label {given.shape[1]} points like the ratings, got {labels.shape}.")
     return float(np.mean([similarity(labels, rating) for rating in given])) - group_agreement(given)
 
 
 def _checked(ratings: ArrayLike, fewest: int) -> Labels:
-    given = np.asarray(ratings, dtype=np.int64)
+    given = _groups(ratings, "ratings")
     if given.ndim != 2 or len(given) < fewest:
         raise ValueError(f"ratings must be shaped (raters, points) with at least {fewest}, got {given.shape}.")
     return given
+
+
+def _groups(values: ArrayLike, name: str) -> Labels:
+    given = np.asarray(values)
+    if given.dtype.kind not in "iubf" or not (np.floor(given) == given).all() or given.min(initial=0) < UNLABELLED:
+        raise ValueError(f"{name} must hold whole numbers, -1 or more: the group of each point, -1 for none.")
+    return given.astype(np.int64)
 
 
 # Simulation --------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from models.contrastive import pretrain_contrastive
 from models.discover.partial_transport import ppot, sppot
 from models.losses import soft_cross_entropy
 from models.networks.convnet import ConvEncoder
-from models.networks.encoders import EncoderSpec, Pooled, at_rest, make_encoder, pooled
+from models.networks.encoders import EncoderSpec, Pooled, at_rest, feature_width, make_encoder, pooled
 from models.networks.mlp import MLPEncoder
 from models.registry import register
 from models.training import EarlyStopping, Row, Trainer, adam
@@ -412,7 +412,8 @@ class SP2OTClustering(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
         Raises
         ------
         ValueError
-            For malformed rows, fewer distinct rows than clusters, or a batch smaller than the number of clusters.
+            For malformed rows, fewer distinct rows than clusters, a batch smaller than the number of clusters, or a
+            backbone that does not take the rows.
         """
         self._validate_params()
         rows = check_samples(self, X, reset=True, minimum=2)
@@ -442,7 +443,7 @@ class SP2OTClustering(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
 
     def predict_proba(self, X: ArrayLike | Tensor) -> NDArray[np.float32]:
         """Softmax of the logits, (n, n_clusters)."""
-        return self._probabilities(torch.from_numpy(self.transform(X)))
+        return self._probabilities(torch.from_numpy(self._embed(X)))
 
     def transform(self, X: ArrayLike | Tensor) -> NDArray[np.float32]:
         """Features of the trained backbone, (n, d).
@@ -452,6 +453,9 @@ class SP2OTClustering(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
         ValueError
             For malformed rows, or rows shaped otherwise than in fit.
         """
+        return self._embed(X)
+
+    def _embed(self, X: ArrayLike | Tensor) -> NDArray[np.float32]:
         check_is_fitted(self, "backbone_")
         rows = check_samples(self, X, reset=False)
         features = _features(self.backbone_.to(self.device), rows, self.device)
@@ -478,13 +482,15 @@ class SP2OTClustering(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
                 "hold a row of each cluster. Give larger batches."
             )
         check_enough_rows(rows, self.n_clusters)
-        if self.rho_start > self.rho_end:
+        if self.progressive and self.rho_start > self.rho_end:
             raise ValueError(f"rho_start={self.rho_start} must not lie above rho_end={self.rho_end}.")
 
     def _start(self, rows: Tensor, views: View, seed: int) -> nn.Module:
         """The backbone whose last block is to be trained."""
         if self.backbone is not None:
-            return make_encoder(self.backbone, rows.shape[1])
+            backbone = make_encoder(self.backbone, rows.shape[1])
+            feature_width(backbone, rows[:1])
+            return backbone
         encoder: ConvEncoder | MLPEncoder
         encoder = MLPEncoder(rows.shape[1], (128, 64)) if rows.ndim == 2 else ConvEncoder((32, 64, 64), rows.shape[1])
         if self.pretrain_epochs:

@@ -226,8 +226,8 @@ class PBN(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            Without y, for NaN, no row labelled -1, fewer than two known classes, more novel classes than novel rows,
-            or novel rows of fewer than three distinct latents whose number of classes is to be estimated.
+            Without y, for NaN, no row labelled -1, fewer than two known classes, more novel classes than distinct
+            novel rows, or novel rows of fewer than three distinct latents whose number of classes is to be estimated.
         """
         self._validate_params()
         table = partly_named(self, X, y, self.n_novel)
@@ -263,7 +263,8 @@ class PBN(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def predict_known(self, X: ArrayLike) -> Labels:
         """Known label of each row, by the classification head."""
-        z = torch.tensor(self.transform(X), dtype=torch.float32)
+        check_is_fitted(self)
+        z = torch.tensor(self._latent(table_rows(self, X, reset=False), normalized=True), dtype=torch.float32)
         return self._head_classes[predict_in_batches(self.head_, z).argmax(dim=1).numpy()]
 
     @property

@@ -55,12 +55,12 @@ class Pooled(nn.Module):
 
 
 def feature_width(encoder: nn.Module, example: Tensor) -> int:
-    """Width of ``pooled(encoder(x))``, found with one image `example` (1, C, H, W) in eval mode.
+    """Width of ``pooled(encoder(x))``, found with one image or row `example` (1, ...) in eval mode.
 
     Raises
     ------
     ValueError
-        If the encoder does not take such images.
+        If the encoder does not take such images or rows.
     """
     was_training = encoder.training
     encoder.eval()
@@ -69,8 +69,8 @@ def feature_width(encoder: nn.Module, example: Tensor) -> int:
             return pooled(encoder(example)).shape[1]
     except (RuntimeError, IndexError) as error:
         raise ValueError(
-            f"The encoder does not take images shaped {tuple(example.shape[1:])}: {error}. "
-            "Give one made for this size and number of channels."
+            f"The encoder does not take {'images' if example.ndim == 4 else 'rows'} shaped "
+            f"{tuple(example.shape[1:])}: {error}. Give one made for them."
         ) from error
     finally:
         encoder.train(was_training)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
@@ -471,6 +472,17 @@ def clusternet() -> Specimen:
             "groups": fitted.predict(load_digits().data[60:120, [20, 43]]),
             "probabilities": fitted.predict_proba(load_digits().data[60:120, [20, 43]]),
         },
+        contract={
+            "check_estimators_overwrite_params": "a pipeline fits the very steps it was given",
+            "check_dont_overwrite_parameters": "a pipeline fits the very steps it was given",
+            "check_estimator_sparse_tag": "PCA, which projects the rows, takes sparse ones",
+            "check_estimator_sparse_array": "PCA, which projects the rows, takes sparse ones",
+            "check_estimator_sparse_matrix": "PCA, which projects the rows, takes sparse ones",
+            "check_fit2d_1sample": "PCA refuses one row in words of its own",
+            "check_fit2d_1feature": "PCA refuses one column in words of its own",
+            "check_methods_subset_invariance": "the points of a plot are grouped together, at least 8 of them",
+        },
+        contract_on=lambda: make_pipeline(PCA(2), ClusterNet(**small, random_state=0)),  # a plot has two columns
     )
 
 

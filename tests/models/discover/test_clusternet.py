@@ -239,6 +239,11 @@ def test_without_weights_the_training_on_simulation_runs_once(picture):
     assert first.network_ is not second.network_
 
 
+def test_the_fewest_points_to_look_at_are_enough(picture):
+    method = ClusterNet(max_clusters=3, n_points=8, batch_size=2, pretrain_steps=1, random_state=0)
+    assert method.fit_predict(picture).shape == (150,)
+
+
 def test_agreement_can_be_learnt(plots):
     clouds, ratings = plots
     method = ClusterNet(**SMALL, epochs=2, agreement_head=True).fit(clouds, ratings)
@@ -299,6 +304,10 @@ def test_malformed_ratings_are_refused(plots):
         ClusterNet().fit(clouds, [*ratings[:2], ratings[2][:, :-1], *ratings[3:]])
     with pytest.raises(ValueError, match=r"y\[0\] shows 60 groups, more than max_clusters=16"):
         ClusterNet().fit(clouds, [np.arange(60), *ratings[1:]])
+    with pytest.raises(ValueError, match=r"y\[1\] must hold int ratings shaped \(raters, 60\)"):
+        ClusterNet().fit(clouds, [ratings[0], np.zeros((0, 60), dtype=int), *ratings[2:]])
+    with pytest.raises(ValueError, match="X must hold at least one cloud"):
+        ClusterNet().fit(np.zeros((0, 60, 2)), [])
     with pytest.raises(ValueError, match=r"X\[1\] contains NaN"):
         ClusterNet().fit([clouds[0], np.full((60, 2), np.nan), *clouds[2:]], ratings)
 
@@ -308,5 +317,12 @@ def test_settings_that_do_not_fit_are_refused(picture, trained):
         ClusterNet(max_clusters=5, weights=trained.network_.state_dict()).fit(picture)
     with pytest.raises(ValueError, match="radius must be two positive numbers"):
         ClusterNet(radius=(0.2, -1.0)).fit(picture)
+    with pytest.raises(ValueError, match="nsample must be two positive whole numbers"):
+        ClusterNet(nsample=(2.5, 4)).fit(picture)
+    for steps, sizes in ((0, None), (1, (40, 20))):
+        with pytest.raises(ValueError, match=r"at least one step and sizes=\(fewest, most\)"):
+            ClusterNet().fit_synthetic(steps, sizes=sizes)
+    with pytest.raises(ValueError, match="at least 16 points"):
+        ClusterNet().fit_synthetic(1, sizes=(8, 8))
     with pytest.raises(ValueError, match="agreement_head=True"):
         trained.predict_agreement(picture)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import sklearn
 from scipy.stats import ortho_group, t
 from sklearn.datasets import load_digits, make_blobs
 from sklearn.exceptions import NotFittedError
@@ -190,6 +191,15 @@ def test_the_number_of_digits_is_neared_from_below_and_above(digits, start):
     assert (found.predict(X)[free] == found.labels_[free]).all()
     assert ((found.confidences_ >= 0) & (found.confidences_ <= 1)).all()
     assert found.score_samples(X).mean() > found.score_samples(X + 1).mean()
+
+
+def test_the_projection_stays_an_array_whatever_scikit_learn_is_told(digits):
+    X, _, y = digits
+    settings = {"n_components_pca": 5, "kmeans_n_init": 1, "max_rounds": 1}
+    plain = SemiSupervisedGMM(**settings, random_state=0).fit(X, y)
+    with sklearn.config_context(transform_output="pandas"):
+        found = SemiSupervisedGMM(**settings, random_state=0).fit(X, y)
+        assert (found.predict(X) == plain.predict(X)).all()
 
 
 def test_no_concentration_never_raises_the_count(digits):

@@ -100,5 +100,7 @@ def test_tuning_refuses_what_it_cannot_use(table):
     X, y = table
     with pytest.raises(ValueError, match="scorer must be one of cluster_acc, nmi, ari or a function, got 'best'"):
         tune_on_hidden_classes(NCDKMeans, {}, X, y, scorer="best")
+    with pytest.raises(ValueError, match="n_trials must be at least 1, got 0"):
+        tune_on_hidden_classes(NCDKMeans, {}, X, y, n_trials=0)
     with pytest.raises(ValueError, match="at least 3 classes"):
         tune_on_hidden_classes(NCDKMeans, {}, X, np.minimum(y, 1))

@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.datasets import load_digits
@@ -241,6 +242,47 @@ def test_a_fitted_classifier_is_used_as_it_is(shifted):
     assert len(fitted.cluster_centers_) == 3
 
 
+def test_a_table_with_named_columns_is_taken_without_a_warning(shifted):
+    X, _, domains, _ = shifted
+    frame = pd.DataFrame(X, columns=[f"pixel {i}" for i in range(64)])
+    named, plain = (DDFA(3, "logistic", random_state=0).fit(rows, domains) for rows in (frame, X))
+    assert (named.predict(frame) == plain.predict(X)).all()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda r: nn.Linear(64, r - 1), r"for the sources \[0, 1\], and domains names 0\.\.2"),
+        (lambda r: nn.Linear(64, r + 1), r"for the sources \[0, 1, 2, 3\], and domains names 0\.\.2"),
+        (lambda r: r, "must return an nn.Module, got int"),
+        (nn.Linear(64, 3), "not a network itself"),
+    ],
+)
+def test_networks_that_do_not_name_the_sources_are_refused(shifted, made, message):
+    X, _, domains, _ = shifted
+    with pytest.raises(ValueError, match=message):
+        DDFA(3, made, epochs=1, random_state=0).fit(X, domains)
+
+
+def test_fitted_classifiers_of_other_sources_are_refused(shifted):
+    X, _, domains, _ = shifted
+    with pytest.raises(ValueError, match=r"for the sources \['a', 'b', 'c'\], and domains names 0\.\.2"):
+        DDFA(2, LogisticRegression(max_iter=500).fit(X, np.array(["a", "b", "c"])[domains])).fit(X, domains)
+    with pytest.raises(ValueError, match=r"for the sources \[0, 1\], and domains names 0\.\.2"):
+        DDFA(2, LogisticRegression(max_iter=500).fit(X, domains % 2)).fit(X, domains)
+    Y, given, classifier = exact_problem(PRIORS)
+    with pytest.raises(ValueError, match=r"for the sources \[0, 1, 2, 3\], and domains names 0\.\.2"):
+        DDFA(2, classifier).fit(Y[given < 3], given[given < 3])
+
+
+def test_a_source_that_no_class_explains_is_named():
+    shares = np.array([[0.9, 0.1, 0.0], [0.1, 0.9, 0.0], [0.0, 0.0, 1.0]])  # the third cell is too small for an anchor
+    with pytest.raises(ValueError, match=r"No class occurs in source\(s\) \[2\]"):
+        anchor_priors(shares, np.array([0.4, 0.4, 0.2]), 2, 0.3)
+    with pytest.raises(ValueError, match=r"No class occurs in source\(s\) \[2\]"):
+        nmf_priors(np.array([[0.9, 0.1, 0.0], [0.1, 0.9, 0.0]]), 2, 1, np.random.RandomState(0))
+
+
 def test_images_are_taken_as_they_are(shifted):
     X, _, domains, _ = shifted
     images = X.reshape(-1, 8, 8)
@@ -257,6 +299,10 @@ def test_simulated_sources_have_the_mix_they_claim():
     for d in range(4):
         mix = np.bincount(y[drawn.rows[drawn.domains == d]], minlength=3) / 2000
         np.testing.assert_allclose(mix, drawn.priors[d], atol=0.04)
+    for settings in ({"n_domains": 0}, {"alpha": 0.0}, {"per_domain": 0}):
+        with pytest.raises(ValueError, match="must be positive"):
+            simulate_label_shift(y, **{"n_domains": 4, "alpha": 3.0, "max_cond": 6, "per_domain": 10} | settings)
+    assert set(simulate_label_shift(y, 4, 1e-4, 6, 10, random_state=0).priors.ravel()) == {0.0, 1.0}
     with pytest.raises(ValueError, match="are asked of it"):
         simulate_label_shift(y[:300], 4, 3.0, 6, 2000, random_state=0)
     with pytest.raises(ValueError, match=r"up to max_cond=1\.0"):

@@ -122,8 +122,10 @@ def test_the_number_of_classes_is_estimated():
 
 def test_equal_and_constant_rows_are_no_trouble():
     X = np.ones((8, 2))
-    fitted = NCDKMeans(2, random_state=0).fit(X, [0, 0, 1, 1, -1, -1, -1, -1])
+    fitted = NCDKMeans(1, random_state=0).fit(X, [0, 0, 1, 1, -1, -1, -1, -1])
     assert fitted.inertia_ == 0.0
+    with pytest.raises(ValueError, match="n_novel=2 classes cannot be found in the 1 distinct rows that y marks"):
+        NCDKMeans(2, random_state=0).fit(X, [0, 0, 1, 1, -1, -1, -1, -1])
     with pytest.raises(ValueError, match="No number of clusters can be tried"):
         NCDKMeans(random_state=0).fit(X, [0, 0, 1, 1, -1, -1, -1, -1])
 
@@ -134,7 +136,7 @@ def test_equal_and_constant_rows_are_no_trouble():
         ({}, [0, 1, 0, 1, 0, 1], "y labels all 6 rows"),
         ({}, [0, 0, 0, -1, -1, -1], "at least 2 classes"),
         ({}, [-1] * 6, "at least one label"),
-        ({"n_novel": 3}, [0, 1, 0, 1, -1, -1], "n_novel=3 classes cannot be found in the 2 rows"),
+        ({"n_novel": 3}, [0, 1, 0, 1, -1, -1], "n_novel=3 classes cannot be found in the 2 distinct rows"),
         ({"n_novel": 0}, [0, 1, 0, 1, -1, -1], "'n_novel' parameter of NCDKMeans"),
         ({}, None, "requires y to be passed, but the target y is None"),
         ({}, [0, 1, -1], r"y must be shaped \(6,\)"),

@@ -53,6 +53,14 @@ def test_duplicates_do_not_change_the_bandwidth(digits):
     assert bandwidth(np.concatenate([X, X[:40]]), 0.5) == pytest.approx(bandwidth(X, 0.5))
 
 
+def test_copies_of_a_row_share_their_cluster(digits):
+    X, _, y = digits
+    rows, labels = np.concatenate([X[:30], X[:30], X[:30]]), np.concatenate([y[:30]] * 3)
+    found = NCDSpectralClustering(5, n_components=60, random_state=0).fit(rows, labels)
+    assert (found.embedding_[:30] == found.embedding_[30:60]).all()
+    assert (found.labels_[:30] == found.labels_[60:]).all()
+
+
 def test_a_quantile_guards_against_an_outlier(digits):
     X, _, _ = digits
     spoilt = np.concatenate([X, X[:1] + 100])
@@ -101,6 +109,18 @@ def test_tuning_takes_the_pair_that_shows_the_known_classes_best(digits):
     assert scores[tuned.best_params["min_weight"], tuned.best_params["n_components"]] == max(scores.values())
     single = NCDSpectralClustering(5, **tuned.best_params, n_init=2, random_state=0).fit(X, y)
     assert single.known_accuracy_ == pytest.approx(max(scores.values()), abs=0.05)
+
+
+def test_tuning_leaves_out_what_cannot_be(digits):
+    X, _, y = digits
+    tuned = tune_on_known_rows(X[:24], y[:24], (0.5,), (0, 5, 10, 40), n_init=1, random_state=0)
+    assert [trial["n_components"] for trial in tuned.trials] == [5, 10]
+    for settings in ({"n_components": (0, 24)}, {"min_weights": ()}):
+        with pytest.raises(ValueError, match="Nothing to try"):
+            tune_on_known_rows(X[:24], y[:24], **settings)
+    for weight in (0.0, 1.0):
+        with pytest.raises(ValueError, match=r"min_weight must lie in \(0, 1\)"):
+            tune_on_known_rows(X[:24], y[:24], (weight,), (5,))
 
 
 def test_tuning_is_blind_to_how_the_novel_rows_are_grouped(digits):

@@ -1,5 +1,6 @@
 """Partial transport against a convex solver, POT, the balanced plan, and its own objective."""
 
+import cvxpy
 import numpy as np
 import ot
 import pytest
@@ -19,7 +20,6 @@ def log_prob():
 
 
 def test_the_plan_is_that_of_a_convex_solver():
-    cvxpy = pytest.importorskip("cvxpy")
     n, k, rho, epsilon, gamma = 8, 3, 0.4, 0.1, 1.0
     cost = -torch.log_softmax(torch.from_numpy(np.random.default_rng(0).normal(size=(n, k))), dim=1)
     plan = cvxpy.Variable((n, k), nonneg=True)
@@ -133,6 +133,17 @@ def test_a_share_outside_its_range_is_refused(log_prob, rho):
 def test_malformed_problems_are_refused(log_prob):
     with pytest.raises(ValueError, match="finite"):
         ppot(torch.full((3, 2), torch.nan), 0.5)
+    for shape in ((0, 2), (3, 0)):
+        with pytest.raises(ValueError, match=r"shaped \(n, k\) with rows and columns"):
+            ppot(torch.zeros(shape), 0.5)
+    for weights in ({"epsilon": 0.0}, {"gamma": -1.0}, {"epsilon": float("nan")}):
+        with pytest.raises(ValueError, match="epsilon and gamma must be positive"):
+            ppot(-log_prob, 0.5, **weights)
+    for lam in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="lam must be at least 0"):
+            sppot(log_prob, torch.zeros(60, 60), 0.5, lam=lam)
+    with pytest.raises(ValueError, match=r"g_init must be shaped \(11,\)"):
+        ppot(-log_prob, 0.5, g_init=torch.zeros(10))
     with pytest.raises(ValueError, match="10 positive shares"):
         ppot(-log_prob, 0.5, prior=[0.5, 0.5])
     with pytest.raises(ValueError, match=r"similarity must be shaped \(60, 60\)"):

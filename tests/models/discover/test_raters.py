@@ -65,6 +65,16 @@ def test_too_few_raters_or_other_points_are_refused(plot):
         agreement_index(ratings[0][:-1], ratings)
 
 
+def test_what_is_no_rating_is_refused(plot):
+    _, ratings = plot
+    for spoilt in (ratings[0] + 0.5, np.where(ratings[0] == 0, -2, ratings[0]), np.full(150, np.nan)):
+        with pytest.raises(ValueError, match="candidate must hold whole numbers, -1 or more"):
+            agreement_index(spoilt, ratings)
+        with pytest.raises(ValueError, match="ratings must hold whole numbers, -1 or more"):
+            group_agreement(np.stack([spoilt, spoilt]))
+    assert agreement_index(ratings[0].astype(float), ratings) == agreement_index(ratings[0], ratings)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_plots_are_as_asked(seed):
     cloud, ratings = simulate_raters(120, 4, random_state=seed)

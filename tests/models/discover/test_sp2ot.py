@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+import sklearn
 import torch
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
@@ -187,6 +188,21 @@ def test_one_column_that_says_nothing_does_no_harm():
     assert SP2OTClustering(3, **QUICK).fit(X).labels_.shape == (100,)
 
 
+def test_without_progress_the_start_of_the_share_does_not_matter(uneven):
+    X, _ = uneven
+    plain = SP2OTClustering(4, progressive=False, rho_end=0.05, **QUICK).fit(X)
+    assert set(plain.rho_history_) == {0.05}
+
+
+def test_features_may_come_as_a_table():
+    X = load_digits().data[:80]
+    method = SP2OTClustering(3, **QUICK).fit(X)
+    labels = method.predict(X)
+    with sklearn.config_context(transform_output="pandas"):
+        assert method.transform(X).shape[0] == 80
+        np.testing.assert_array_equal(method.predict(X), labels)
+
+
 # ---- bad input --------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +240,13 @@ def test_settings_that_make_no_sense_are_refused():
         SP2OTClustering(3, rho_start=0.9, rho_end=0.5).fit(X)
     with pytest.raises(ValueError, match="n_clusters"):
         SP2OTClustering(1).fit(X)
+
+
+def test_a_backbone_for_other_rows_is_refused(uneven):
+    with pytest.raises(ValueError, match=r"does not take images shaped \(1, 8, 8\)"):
+        SP2OTClustering(4, backbone=nn.Linear(7, 4), **QUICK).fit(uneven[0])
+    with pytest.raises(ValueError, match=r"does not take rows shaped \(64,\)"):
+        SP2OTClustering(4, backbone=nn.Linear(7, 4), **QUICK).fit(load_digits().data[:20])
 
 
 def test_rows_unlike_those_of_fit_are_refused(uneven):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import sklearn
 import torch
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
@@ -112,6 +113,14 @@ def test_the_number_of_classes_is_estimated_in_the_latent_space(digits):
     assert len(set(found.labels_[y < 0])) == found.n_novel_ == len(found.novel_centers_) > 1
 
 
+def test_latents_may_come_as_a_table(digits, fitted):
+    X, _, _ = digits
+    names = fitted.predict_known(X)
+    with sklearn.config_context(transform_output="pandas"):
+        assert fitted.transform(X).shape == (600, 61)
+        assert (fitted.predict_known(X) == names).all()
+
+
 def test_constant_and_duplicate_rows_are_no_trouble(digits):
     X, _, y = digits
     twice = np.concatenate([X[:40], X[:40]])
@@ -127,7 +136,7 @@ def test_constant_and_duplicate_rows_are_no_trouble(digits):
     [
         ({}, [0, 1, 0, 1, 0, 1], "y labels all 6 rows"),
         ({}, [0, 0, 0, -1, -1, -1], "at least 2 classes"),
-        ({"n_novel": 3}, [0, 1, 0, 1, -1, -1], "n_novel=3 classes cannot be found in the 2 rows"),
+        ({"n_novel": 3}, [0, 1, 0, 1, -1, -1], "n_novel=3 classes cannot be found in the 2 distinct rows"),
         ({"w": 1.5}, [0, 1, 0, 1, -1, -1], "'w' parameter of PBN"),
         ({}, None, "requires y to be passed"),
     ],
