@@ -22,7 +22,8 @@ class Pairs:
 
     Attributes
     ----------
-    a, b : array or tensor (n, ...), or sequence of str
+    a, b : array or tensor (n, ...), or sequence of str or of pictures
+        Pictures are arrays (h, w) or (h, w, c), or of PIL; their sizes may differ where the scorer scales them.
     meta : mapping of str to sequence
         Columns such as language, source or class, (n,) each.
 
@@ -44,6 +45,8 @@ class Pairs:
     def take(self, rows: ArrayLike) -> Pairs:
         """The pairs of these numbers, or those a mask of bools marks."""
         places = np.asarray(rows)
+        if places.dtype == bool and places.shape != (len(self),):
+            raise ValueError(f"rows must be a mask of {len(self)} pairs, got one of {places.size}.")
         places = np.flatnonzero(places) if places.dtype == bool else places.astype(np.int64)
         columns = {name: _taken(values, places) for name, values in self.meta.items()}
         return Pairs(_taken(self.a, places), _taken(self.b, places), columns)
@@ -61,7 +64,10 @@ def _taken(side: Any, places: NDArray[np.int64]) -> Any:
 
 
 def _joined(first: Any, second: Any) -> Any:
-    if is_text(first) or not isinstance(first, (np.ndarray, Tensor)):
+    if (
+        not all(isinstance(side, (np.ndarray, Tensor)) for side in (first, second))
+        or first.shape[1:] != second.shape[1:]
+    ):
         return [*first, *second]
     return torch.cat([first, torch.as_tensor(second)]) if isinstance(first, Tensor) else np.concatenate([first, second])
 
@@ -77,8 +83,8 @@ def as_pairs(given: Any, name: str = "pairs", minimum: int = 1) -> Pairs:
     Raises
     ------
     ValueError
-        For anything else, sides or columns of unequal length, a side that is neither texts nor a numeric array of two
-        dimensions or more, or fewer than `minimum` pairs.
+        For anything else, sides or columns of unequal length, a side that is neither texts nor pictures nor a numeric
+        array of two dimensions or more, or fewer than `minimum` pairs.
     """
     if isinstance(given, tuple) and len(given) == 2:
         given = Pairs(*given)
@@ -94,7 +100,7 @@ def as_pairs(given: Any, name: str = "pairs", minimum: int = 1) -> Pairs:
         if isinstance(side, np.ndarray) and side.dtype.kind in "UO":
             side = side.tolist()
         if isinstance(side, (list, tuple)) and not all(isinstance(text, str) for text in side):
-            side = np.asarray(side)
+            side = _stacked(side, f"side {key} of {name}")
         if not isinstance(side, (list, tuple)) and (side.ndim < 2 or np.asarray(side[:0]).dtype.kind not in "fiub"):
             raise ValueError(
                 f"Side {key} of {name} must hold texts (str) or numeric rows (n, ...), got an array shaped "
@@ -102,6 +108,20 @@ def as_pairs(given: Any, name: str = "pairs", minimum: int = 1) -> Pairs:
             )
         sides[key] = side
     return Pairs(sides["a"], sides["b"], given.meta)
+
+
+def _stacked(side: Sequence[Any], name: str) -> Any:
+    """Rows of one shape as an array, pictures of several sizes as a list of arrays."""
+    rows = [np.asarray(row) for row in side]
+    if len({row.shape for row in rows}) == 1:
+        return np.stack(rows)
+    for number, row in enumerate(rows):
+        if row.ndim not in (2, 3) or row.dtype.kind not in "fiub":
+            raise ValueError(
+                f"Row {number} of {name} must be a picture (h, w) or (h, w, c), as rows have several shapes; got "
+                f"{row.dtype} {row.shape}."
+            )
+    return rows
 
 
 def in_chunks(pool: Any, size: int) -> Iterator[Pairs]:
@@ -127,7 +147,11 @@ def finite_rows(pairs: Pairs) -> Mask:
     """Which pairs have no NaN or infinite number on either side."""
     found = np.ones(len(pairs), dtype=bool)
     for side in (pairs.a, pairs.b):
-        if not isinstance(side, (list, tuple)) and len(pairs):
+        if is_text(side) or not len(pairs):
+            continue
+        if isinstance(side, (list, tuple)):
+            found &= [bool(np.isfinite(picture).all()) for picture in side]
+        else:
             found &= np.isfinite(np.asarray(side).reshape(len(pairs), -1)).all(axis=1)
     return found
 
