@@ -15,6 +15,9 @@ from torch import Tensor
 
 Mask = NDArray[np.bool_]
 
+AT_ONCE = 64
+"""Rows that go through a published model together."""
+
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -191,16 +194,28 @@ def _imported(module: str, package: str) -> Any:
 
 
 class _ForeignScorer:
-    """A published two-tower model; `prepare_a` and `prepare_b` make what its towers take."""
+    """A published two-tower model; a subclass says how a few images, and a few texts, become vectors."""
 
     def score(self, a: Any, b: Any) -> Tensor:
         """Cosine of each pair, (B,)."""
         return cosine(self.encode_a(a), self.encode_b(b))
 
     def encode_a(self, batch: Any) -> Tensor:
-        raise NotImplementedError
+        """Images (PIL, or uint8 arrays (h, w, 3) or (h, w)) -> (B, d)."""
+        return self._in_parts(self._images, batch)
 
     def encode_b(self, batch: Any) -> Tensor:
+        """Captions -> (B, d)."""
+        return self._in_parts(self._texts, batch)
+
+    def _in_parts(self, encode: Callable[[Any], Tensor], batch: Any) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([encode(batch[i : i + AT_ONCE]).cpu() for i in range(0, len(batch), AT_ONCE)])
+
+    def _images(self, batch: Sequence[Any]) -> Tensor:
+        raise NotImplementedError
+
+    def _texts(self, batch: Sequence[str]) -> Tensor:
         raise NotImplementedError
 
 
@@ -213,6 +228,7 @@ class OpenClipScorer(_ForeignScorer):
         Such as ``"ViT-B-32"``.
     pretrained : str
         A local safetensors file; nothing is fetched, and nothing is unpickled.
+    device : str, default="cpu"
 
     Raises
     ------
@@ -222,25 +238,25 @@ class OpenClipScorer(_ForeignScorer):
         For weights that are no safetensors file.
     """
 
-    def __init__(self, model_name: str, pretrained: str) -> None:
+    def __init__(self, model_name: str, pretrained: str, device: str = "cpu") -> None:
         if not pretrained.endswith(".safetensors"):
             raise ValueError(
                 f"pretrained must name a local .safetensors file, got {pretrained!r}. Convert or fetch it first."
             )
         library = _imported("open_clip", "open_clip_torch")
-        self.model, _, self.transform = library.create_model_and_transforms(model_name, pretrained=pretrained)
+        self.device = device
+        self.model, _, self.transform = library.create_model_and_transforms(
+            model_name, pretrained=pretrained, device=device
+        )
         self.tokenizer = library.get_tokenizer(model_name)
         self.model.eval()
 
-    def encode_a(self, batch: Sequence[Any]) -> Tensor:
-        """Images (PIL, or uint8 arrays (h, w, 3)) -> (B, d)."""
-        with torch.inference_mode():
-            return self.model.encode_image(torch.stack([self.transform(_picture(image)) for image in batch]))
+    def _images(self, batch: Sequence[Any]) -> Tensor:
+        rows = torch.stack([self.transform(_picture(image)) for image in batch])
+        return self.model.encode_image(rows.to(self.device))
 
-    def encode_b(self, batch: Sequence[str]) -> Tensor:
-        """Captions -> (B, d)."""
-        with torch.inference_mode():
-            return self.model.encode_text(self.tokenizer(list(batch)))
+    def _texts(self, batch: Sequence[str]) -> Tensor:
+        return self.model.encode_text(self.tokenizer(list(batch)).to(self.device))
 
 
 class HFClipScorer(_ForeignScorer):
@@ -250,6 +266,7 @@ class HFClipScorer(_ForeignScorer):
     ----------
     path : str
         Folder with the model in safetensors, its tokenizer and its preprocessing; nothing is fetched.
+    device : str, default="cpu"
 
     Raises
     ------
@@ -257,25 +274,26 @@ class HFClipScorer(_ForeignScorer):
         Where transformers is not installed.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, device: str = "cpu") -> None:
         library = _imported("transformers", "transformers")
-        self.model = library.CLIPModel.from_pretrained(path, local_files_only=True, use_safetensors=True).eval()
+        self.device = device
+        self.model = library.CLIPModel.from_pretrained(path, local_files_only=True, use_safetensors=True)
+        self.model.to(device).eval()
         self.max_words = self.model.config.text_config.max_position_embeddings
         self.processor = library.CLIPProcessor.from_pretrained(path, local_files_only=True)
 
-    def encode_a(self, batch: Sequence[Any]) -> Tensor:
-        """Images (PIL, or uint8 arrays (h, w, 3)) -> (B, d)."""
+    def _images(self, batch: Sequence[Any]) -> Tensor:
         given = self.processor(images=[_picture(image) for image in batch], return_tensors="pt")
-        with torch.inference_mode():
-            return _vectors(self.model.get_image_features(**given))
+        return _vectors(self.model.get_image_features(**self._moved(given)))
 
-    def encode_b(self, batch: Sequence[str]) -> Tensor:
-        """Captions -> (B, d)."""
+    def _texts(self, batch: Sequence[str]) -> Tensor:
         given = self.processor(
             text=list(batch), return_tensors="pt", padding=True, truncation=True, max_length=self.max_words
         )
-        with torch.inference_mode():
-            return _vectors(self.model.get_text_features(**given))
+        return _vectors(self.model.get_text_features(**self._moved(given)))
+
+    def _moved(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: values.to(self.device) for name, values in given.items()}
 
 
 def _vectors(found: Any) -> Tensor:

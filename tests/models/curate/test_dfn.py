@@ -630,8 +630,8 @@ class Tower(nn.Module):
 def test_open_clip_is_asked_for_local_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def create(name: str, pretrained: str) -> Any:
-        asked.append((name, pretrained))
+    def create(name: str, pretrained: str, device: str) -> Any:
+        asked.append((name, pretrained, device))
         return Tower(), None, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
 
     words = ["red", "green", "blue"]
@@ -641,11 +641,16 @@ def test_open_clip_is_asked_for_local_weights(monkeypatch: pytest.MonkeyPatch) -
     )
     monkeypatch.setitem(sys.modules, "open_clip", fake)
     scorer = OpenClipScorer("ViT-B-32", "weights.safetensors")
-    assert asked == [("ViT-B-32", "weights.safetensors")]
+    assert asked == [("ViT-B-32", "weights.safetensors", "cpu")]
     red = np.zeros((1, 4, 4, 3), dtype=np.uint8)
     red[..., 0] = 200
     assert scorer.score(np.repeat(red, 2, axis=0), ["red", "blue"]).tolist() == [1.0, 0.0]
     assert isinstance(scorer, PairScorer)
+    seen: list[int] = []
+    encode = scorer.model.encode_image
+    monkeypatch.setattr(scorer.model, "encode_image", lambda pixels: (seen.append(len(pixels)), encode(pixels))[1])
+    assert scorer.encode_a(np.repeat(red, 150, axis=0)).shape == (150, 3)
+    assert seen == [64, 64, 22]  # a chunk of the pool at once would not fit a large tower
     with pytest.raises(ValueError, match="safetensors"):
         OpenClipScorer("ViT-B-32", "openai")
 
