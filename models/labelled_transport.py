@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
-from models.base import check_embeddings
+from models.base import check_embeddings, check_labels
 from models.transport import earth_mover, earth_mover_potentials, stabilised_scaling
 
 Floats = NDArray[np.float64]
@@ -38,6 +38,8 @@ def label_distances(X: Floats, y: Ints, X_val: Floats, y_val: Ints, kind: str = 
     -------
     array, (classes of y, classes of y_val), both ascending
     """
+    if kind not in ("gaussian", "means", "exact"):
+        raise ValueError(f"The distance of labels must be 'gaussian', 'means' or 'exact', got {kind!r}.")
     clouds, others = ([rows[labels == c] for c in np.unique(labels)] for rows, labels in ((X, y), (X_val, y_val)))
     if kind == "exact":
         return np.array([[_exact_w2(one[:CLOUD], two[:CLOUD]) for two in others] for one in clouds])
@@ -99,6 +101,11 @@ def labelled_ot(
     potential : array, (n,)
         Up to a constant, what more weight on each row adds to the value.
 
+    Raises
+    ------
+    ValueError
+        For rows, labels or weights that do not fit each other, NaN, negative weights, or another solver or distance.
+
     Examples
     --------
     >>> value, f = labelled_ot([[0.0], [1.0]], [0, 0], [[0.25]], [0], [0.5, 0.5], label_cost=0.0)
@@ -106,8 +113,15 @@ def labelled_ot(
     (0.3125, -0.5)
     """
     X, X_val = check_embeddings(X), check_embeddings(X_val, name="X_val")
-    labels, labels_val = np.asarray(y, dtype=np.int64), np.asarray(y_val, dtype=np.int64)
+    if X.shape[1] != X_val.shape[1]:
+        raise ValueError(f"X and X_val must have rows of one length, got {X.shape[1]} and {X_val.shape[1]}.")
+    labels, labels_val = (
+        check_labels(given, len(rows), allow_unlabelled=False, minimum_classes=1, name=name)
+        for given, rows, name in ((y, X, "y"), (y_val, X_val, "y_val"))
+    )
     a = np.full(len(X), 1 / len(X)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if a.shape != (len(X),) or not (np.isfinite(a) & (a >= 0)).all() or not a.any():
+        raise ValueError(f"weights must be {len(X)} numbers of 0 and above, not all 0, got {a.tolist()}.")
     sides = (X, labels), (X_val, labels_val)
 
     def cost(one: tuple[Floats, Ints], two: tuple[Floats, Ints]) -> Floats:
@@ -135,6 +149,8 @@ def solved(
     reg : float
         Strength of the entropy, as a share of the mean cost.
     """
+    if solver not in ("exact", "sinkhorn"):
+        raise ValueError(f"solver must be 'exact' or 'sinkhorn', got {solver!r}.")
     there = a > 0
     mass = torch.from_numpy(a[there] / a[there].sum())
     if solver == "exact":

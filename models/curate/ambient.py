@@ -65,7 +65,8 @@ def draw_sigma(s: Tensor, p_mean: float, p_std: float, sampling: str, generator:
         return torch.maximum((p_mean + p_std * torch.randn(len(s), generator=generator).to(s)).exp(), s)
     lowest = (s.double().log() - p_mean) / p_std
     share = 1 - torch.rand(len(s), generator=generator, dtype=torch.float64).to(s.device)
-    drawn = -torch.special.ndtri(share * torch.special.ndtr(-lowest))
+    tiny = torch.finfo(torch.float64).tiny
+    drawn = -torch.special.ndtri((share * torch.special.ndtr(-lowest)).clamp_min(tiny))
     return torch.maximum((p_mean + p_std * drawn).exp().to(s.dtype), s)
 
 

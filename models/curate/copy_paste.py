@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import count
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage, sparse
 from scipy.sparse.linalg import spsolve
+from sklearn.utils.validation import check_is_fitted
 from torch.utils.data import Dataset
 
 from models.base import seed_from
@@ -169,14 +171,21 @@ def entries_of(pool: Any) -> list[Entry]:
     ------
     ValueError
         For an entry without RGBA pixels or category.
+    NotFittedError
+        For a pool that was not built yet.
     """
-    entries = list(pool.pool_ if isinstance(pool, GenerativeInstancePool) else pool or [])
+    if isinstance(pool, GenerativeInstancePool):
+        check_is_fitted(pool, "pool_")
+        pool = pool.pool_
+    entries = list(pool or [])
     for number, entry in enumerate(entries):
-        rgba = np.asarray(entry.get("rgba"))
-        if rgba.ndim != 3 or rgba.shape[2] != 4 or rgba.dtype != np.uint8 or int(entry.get("category", -1)) < 0:
+        given = entry if isinstance(entry, Mapping) else {}
+        rgba, category = np.asarray(given.get("rgba")), given.get("category")
+        pictured = rgba.ndim == 3 and rgba.shape[2] == 4 and rgba.dtype == np.uint8 and rgba.size > 0
+        if not pictured or not isinstance(category, Integral) or category < 0:
             raise ValueError(
                 f"pool entry {number} must have 'rgba' (uint8, h, w, 4) and a 'category' of 0 or above, got "
-                f"{rgba.dtype} {rgba.shape} and {entry.get('category')!r}."
+                f"{rgba.dtype} {rgba.shape} and {category!r}."
             )
     return entries
 
@@ -346,6 +355,15 @@ class PastedImages(Dataset[Scene]):
         ``labels``, ``masks`` and by choice ``boxes`` of each.
     composer : CopyPasteComposer or None
         None gives the images as they are.
+
+    Examples
+    --------
+    >>> white = np.full((6, 6, 4), 255, dtype=np.uint8)
+    >>> composer = CopyPasteComposer([{"rgba": white, "category": 3}], scale_range=(1, 1), random_state=0)
+    >>> scenes = PastedImages([np.zeros((32, 32, 3), dtype=np.uint8)], [{"labels": [], "masks": []}], composer)
+    >>> scenes.set_epoch(1)
+    >>> set(scenes[0].labels.tolist()), set(scenes[0].source.tolist())
+    ({3}, {1})
     """
 
     def __init__(

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from models.augment import View
-from models.base import isolated_seed, seed_from
+from models.base import check_labels, isolated_seed, seed_from
 from models.curate.pair_filters import (
     BinaryFilter,
     PairFilter,
@@ -36,6 +36,7 @@ from models.curate.pair_filters import (
     ScoreHistogram,
     best_pairs,
     default_pair_encoder,
+    side_shapes,
     trusted_ones,
 )
 from models.curate.pairs import (
@@ -120,12 +121,29 @@ def zero_shot_accuracy(
     prompts : sequence, (n_classes,)
         Side b, one a class, worded as in training.
     """
+    numbers = check_labels(
+        labels, len(a), n_classes=len(prompts), allow_unlabelled=False, minimum_classes=1, name="labels"
+    )
     classes = torch.nn.functional.normalize(scorer.encode_b(prompts).float(), dim=1)
     found = [
         (scorer.encode_a(a[start : start + chunk]).float() @ classes.T).argmax(1).cpu()
         for start in range(0, len(a), chunk)
     ]
-    return float((torch.cat(found).numpy() == np.asarray(labels)).mean())
+    return float((torch.cat(found).numpy() == numbers).mean())
+
+
+def marked(mask: ArrayLike, n: int, name: str) -> Mask:
+    """A mask of the pairs of a pool.
+
+    Raises
+    ------
+    ValueError
+        If it is of another length, holds anything but True and False (or 1 and 0), or marks nothing.
+    """
+    found = np.asarray(mask)
+    if found.shape != (n,) or not np.isin(found, (0, 1)).all() or not found.any():
+        raise ValueError(f"{name} must mark some of {n} pairs with True, got {found.dtype} {found.shape}.")
+    return found.astype(bool)
 
 
 def clip_adamw(lr: float, weight_decay: float) -> Callable[[nn.Module], Optimizer]:
@@ -377,6 +395,7 @@ class DataFilteringNetwork(PairFilter):
     def _check_fits(self, pairs: Pairs) -> None:
         """Whether the towers take these sides: their first row goes through."""
         scorer: Any = self.scorer_
+        side_shapes(pairs)
         try:
             cosine(scorer.encode_a(pairs.a[:1]), scorer.encode_b(pairs.b[:1]))
         except (RuntimeError, AttributeError, TypeError) as error:
@@ -434,7 +453,8 @@ class DataFilteringNetwork(PairFilter):
         eval_fn : callable
             Model -> figure, higher is better.
         """
-        return float(eval_fn(train_fn(as_pairs(pool, "pool").take(mask))))
+        everything = as_pairs(pool, "pool")
+        return float(eval_fn(train_fn(everything.take(marked(mask, len(everything), "mask")))))
 
     def poison_sweep(
         self,
@@ -497,9 +517,10 @@ class DataFilteringNetwork(PairFilter):
             ``use`` ("filter only", "train only", "both"), ``pairs`` and ``induced``, best first.
         """
         trusted, everything = trusted_ones(trusted_pairs), as_pairs(pool, "pool")
-        method = clone(self).fit(trusted)
-        kept = method.transform(everything)
-        others = everything if other_mask is None else everything.take(other_mask)
+        others = everything
+        if other_mask is not None:
+            others = everything.take(marked(other_mask, len(everything), "other_mask"))
+        kept = clone(self).fit(trusted).transform(everything)
         uses = {"filter only": kept, "train only": others.joined(trusted), "both": kept.joined(trusted)}
         rows = [
             {"use": use, "pairs": len(pairs), "induced": float(eval_fn(train_fn(pairs)))} for use, pairs in uses.items()
@@ -539,14 +560,18 @@ def induced_benchmark(
     ------
     ValueError
         If there is no mask, or one is of another length or keeps nothing.
+
+    Examples
+    --------
+    >>> pool = (np.array([[1.0], [2.0], [9.0], [9.0]]), np.zeros((4, 1)))
+    >>> found = induced_benchmark(pool, {"small": [True, True, False, False]}, lambda kept: -kept.a.mean(), float)
+    >>> found["filter"][0]
+    'small'
     """
     everything = as_pairs(pool, "pool")
     if not masks:
         raise ValueError("masks is empty: give at least one filter's mask.")
-    chosen = {name: np.asarray(mask, dtype=bool) for name, mask in masks.items()}
-    for name, mask in chosen.items():
-        if mask.shape != (len(everything),) or not mask.any():
-            raise ValueError(f"The mask of {name!r} must mark some of {len(everything)} pairs, got {mask.shape}.")
+    chosen = {name: marked(mask, len(everything), f"The mask of {name!r}") for name, mask in masks.items()}
     size = int(next(iter(chosen.values())).sum())
     random = np.zeros(len(everything), dtype=bool)
     random[np.random.default_rng(seed_from(random_state)).choice(len(everything), size, replace=False)] = True

@@ -117,6 +117,15 @@ def without_categories(network: nn.Module, n_outputs: int) -> nn.Module:
     return own
 
 
+def _gives_maps(network: nn.Module, images: NDArray[np.uint8], outputs: int) -> bool:
+    """Whether logits (n, outputs, h, w) come of images (n, h, w, 3)."""
+    try:
+        found = predict_in_batches(network, pixels(images))
+    except RuntimeError:
+        return False
+    return tuple(found.shape) == (len(images), outputs, *images.shape[1:3])
+
+
 # ---- step 7: analysis --------------------------------------------------------------------------------------
 
 
@@ -135,6 +144,8 @@ def intersection_over_union(predicted: ArrayLike, truth: ArrayLike, n_categories
     array([0.5, 0.5, nan])
     """
     first, second = np.asarray(predicted), np.asarray(truth)
+    if first.shape != second.shape:
+        raise ValueError(f"predicted and truth must be of the same pixels, got {first.shape} and {second.shape}.")
     both = [((first == c) & (second == c)).sum() for c in range(n_categories)]
     either = [((first == c) | (second == c)).sum() for c in range(n_categories)]
     return np.array([b / e if e else np.nan for b, e in zip(both, either, strict=True)])
@@ -159,6 +170,8 @@ def average_precision(
     array of float64, (n_categories,)
         nan where the truth has none.
     """
+    if len(predicted) != len(truth):
+        raise ValueError(f"predicted and truth must be of the same images, got {len(predicted)} and {len(truth)}.")
     found = np.full(n_categories, np.nan)
     for category in range(n_categories):
         tables, scores, n_true = [], [], 0
@@ -352,8 +365,8 @@ class DiverGen(BaseEstimator):
         Raises
         ------
         ValueError
-            For no images, images of unequal size, annotations that do not fit, no object at all, or a network that
-            does not give a map of logits.
+            For no images, images of unequal size, annotations that do not fit, no object at all, a network that
+            does not give a map of logits, or one whose outputs can not be cut where the pool has further categories.
         """
         self._validate_params()
         images = self._images(X)
@@ -367,10 +380,10 @@ class DiverGen(BaseEstimator):
         if not len(labels):
             raise ValueError("y holds no object at all; annotate some first.")
         entries = self.composer.entries if self.composer is not None else entries_of(self.pool)
-        self.n_real_ = self.n_categories or int(labels.max()) + 1
-        self.n_categories_ = max([self.n_real_, *(int(entry["category"]) + 1 for entry in entries)])
+        n_real = self.n_categories or int(labels.max()) + 1
+        self.n_real_ = self.n_categories_ = max([n_real, *(int(entry["category"]) + 1 for entry in entries)])
         with isolated_seed(self.random_state) as seed:
-            network = self._network(images)
+            network = self._network(images, n_real)
             composer = self.composer
             if composer is None and self.pool is not None:
                 composer = CopyPasteComposer(self.pool, size_stats=size_statistics(list(images), y), random_state=seed)
@@ -389,7 +402,7 @@ class DiverGen(BaseEstimator):
         self.network_ = network.cpu().eval()
         self.history_ = trainer.history
         self.pasted_share_ = trainer.pasted / max(trainer.shown, 1)
-        return self.drop_categories(self.n_real_)
+        return self.drop_categories(n_real)
 
     def _images(self, X: Any) -> NDArray[np.uint8]:
         shapes = sorted({np.shape(image) for image in X})
@@ -402,16 +415,23 @@ class DiverGen(BaseEstimator):
             raise ValueError(f"X must be uint8 (n, h, w, 3), got {images.dtype} {images.shape}.")
         return images
 
-    def _network(self, images: NDArray[np.uint8]) -> nn.Module:
-        """The network to train, tried on one image."""
+    def _network(self, images: NDArray[np.uint8], n_real: int) -> nn.Module:
+        """The network to train, tried on one image, whole and cut."""
         outputs = self.n_categories_ + 1
         if self.model_fn is None:
             made: Any = UNet(outputs, in_channels=3)
         else:
             made = copy.deepcopy(self.model_fn) if isinstance(self.model_fn, nn.Module) else self.model_fn(outputs)
-        wanted = (1, outputs, *images.shape[1:3])
-        if not isinstance(made, nn.Module) or tuple(predict_in_batches(made, pixels(images[:1])).shape) != wanted:
+        if not isinstance(made, nn.Module) or not _gives_maps(made, images[:1], outputs):
+            wanted = (1, outputs, *images.shape[1:3])
             raise ValueError(f"model_fn must give a network with maps of logits shaped {wanted} for one image of X.")
+        if n_real < self.n_categories_ and not _gives_maps(
+            without_categories(made, n_real + 1), images[:1], n_real + 1
+        ):
+            raise ValueError(
+                "The pool's further categories are cut off the last layer of the network, in the order of its modules, "
+                "but that does not make its logits. Define the head last."
+            )
         return made
 
     def drop_categories(self, n_real: int) -> DiverGen:
@@ -423,10 +443,11 @@ class DiverGen(BaseEstimator):
             If there are not so many, or none shall stay.
         """
         check_is_fitted(self, "network_")
-        if not 1 <= n_real <= self.n_categories_:
-            raise ValueError(f"n_real must lie in 1..{self.n_categories_}, the categories trained on, got {n_real}.")
-        self.network_ = without_categories(self.network_, n_real + 1)
-        self.n_real_ = n_real
+        if not 1 <= n_real <= self.n_real_:
+            raise ValueError(f"n_real must lie in 1..{self.n_real_}, the categories there are, got {n_real}.")
+        if n_real < self.n_real_:
+            self.network_ = without_categories(self.network_, n_real + 1)
+            self.n_real_ = n_real
         return self
 
     def _logits(self, X: Any) -> Tensor:

@@ -193,9 +193,9 @@ class PixelTrainer(Trainer):
         shift = torch.randint(0, self.jitter + 1, (2,)).tolist()
         logits = self.teacher(self.view(self.network()).roll(shift, dims=(2, 3)))
         told = F.cross_entropy(logits, batch[0])
-        apart = statistics_loss(
-            [self.recorded.seen[layer] for layer in self.layers], self.layers, self.lambda_var, self.first_multiplier
-        )
+        reached = [layer for layer in self.layers if layer in self.recorded.seen]  # auxiliary branches are not
+        inputs = [self.recorded.seen[layer] for layer in reached]
+        apart = statistics_loss(inputs, reached, self.lambda_var, self.first_multiplier)
         return told + self.lambda_bn * apart, {
             "cross_entropy": float(told.detach()),
             "statistics": float(apart.detach()),
@@ -388,10 +388,12 @@ def train_on_distilled(
     """
     X = check_images(X_syn, name="X_syn")
     y = torch.from_numpy(check_labels(y_syn, len(X), allow_unlabelled=False, name="y_syn"))
-    if temperature <= 0 or mixup_alpha < 0:
+    if not (temperature > 0 and mixup_alpha >= 0):
         raise ValueError(
             f"temperature must be above 0 and mixup_alpha at least 0, got {temperature} and {mixup_alpha}."
         )
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}.")
     if isinstance(augment, str):
         if augment != "crop_flip":
             raise ValueError(f"augment must be 'crop_flip', a function of a batch or None, got {augment!r}.")
@@ -670,7 +672,8 @@ class DWADistiller(BaseEstimator):
         else:
             std, mean = torch.std_mean(images, dim=(0, 2, 3), correction=0)
             std = torch.where(std > 0, std, torch.ones_like(std))
-        if mean.shape != (channels,) or std.shape != (channels,) or not (std > 0).all():
+        finite = mean.isfinite().all() and std.isfinite().all()
+        if mean.shape != (channels,) or std.shape != (channels,) or not (finite and (std > 0).all()):
             raise ValueError(
                 f"channel_mean and channel_std must hold one number for each of the {channels} channel(s) of X, the "
                 f"deviations above 0; got {mean.tolist()} and {std.tolist()}."
@@ -747,6 +750,6 @@ class DWADistiller(BaseEstimator):
         """
         check_is_fitted(self, "images_")
         images = check_images(X_aug, name="X_aug", channels=self.images_.shape[1])
-        if temperature <= 0:
+        if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}.")
         return (predict_in_batches(self.teacher_, images) / temperature).softmax(dim=1).numpy()

@@ -130,6 +130,13 @@ class PixelEmbedder:
     ----------
     size : int
         Side of the copies.
+
+    Examples
+    --------
+    >>> bright, dark = np.full((9, 5, 3), 240, dtype=np.uint8), np.zeros((6, 6, 3), dtype=np.uint8)
+    >>> vectors = PixelEmbedder(4).embed([bright, dark])
+    >>> vectors.shape, bool((vectors[0] > 0).all())
+    ((2, 48), True)
     """
 
     def __init__(self, size: int = 16) -> None:
@@ -230,29 +237,37 @@ class DiffusersGenerator:
     name : str, optional
         What the pool calls it; `model` when None.
     device : str
+    batch_size : int, default=8
+        Images made at once; each has noise of its own, whatever the batch.
     **options
         Of each call of the pipeline (``num_inference_steps``, ``guidance_scale``, ...).
     """
 
-    def __init__(self, model: str, name: str | None = None, device: str = "cuda", **options: Any) -> None:
+    def __init__(
+        self, model: str, name: str | None = None, device: str = "cuda", batch_size: int = 8, **options: Any
+    ) -> None:
         self.model, self.name, self.device, self.options = model, name or model, device, options
+        self.batch_size = batch_size
         self._pipeline: Any = None
 
-    def _load(self, model: str) -> Any:
+    def _load(self, model: str, **parts: Any) -> Any:
         library = needed("diffusers", "diffusers")
-        return library.DiffusionPipeline.from_pretrained(model, local_files_only=True).to(self.device)
+        local = {"local_files_only": True, "use_safetensors": True}
+        return library.DiffusionPipeline.from_pretrained(model, **local, **parts).to(self.device)
 
     def generate(self, prompt: str, n: int, seed: int) -> Picture:
         """`n` images of `prompt`."""
         self._pipeline = self._pipeline or self._load(self.model)
-        images = self._pipeline(
-            prompt, num_images_per_prompt=n, generator=self._noise(n, seed), output_type="np", **self.options
-        ).images
-        return as_bytes(images)
-
-    def _noise(self, n: int, seed: int) -> list[torch.Generator]:
         seeds = np.random.SeedSequence(seed).generate_state(n).tolist()
-        return [torch.Generator(self.device).manual_seed(own) for own in seeds]
+        noise = [torch.Generator(self.device).manual_seed(own) for own in seeds]
+        starts = range(0, n, self.batch_size)
+        return np.concatenate([as_bytes(self._images(prompt, noise[i : i + self.batch_size])) for i in starts])
+
+    def _images(self, prompt: str, noise: list[torch.Generator]) -> Any:
+        """One batch, floats in [0, 1]."""
+        return self._pipeline(
+            prompt, num_images_per_prompt=len(noise), generator=noise, output_type="np", **self.options
+        ).images
 
 
 class DeepFloydGenerator(DiffusersGenerator):
@@ -261,8 +276,8 @@ class DeepFloydGenerator(DiffusersGenerator):
     Parameters
     ----------
     model, enlarger : str
-        Folders of the two pipelines.
-    name, device, **options
+        Folders of the two pipelines; the second goes without its text encoder, as the first has embedded the text.
+    name, device, batch_size, **options
         As for :class:`DiffusersGenerator`; the options go to both stages.
     """
 
@@ -273,15 +288,12 @@ class DeepFloydGenerator(DiffusersGenerator):
         self.enlarger = enlarger
         self._second: Any = None
 
-    def generate(self, prompt: str, n: int, seed: int) -> Picture:
-        """`n` images of `prompt`."""
-        self._pipeline = self._pipeline or self._load(self.model)
-        self._second = self._second or self._load(self.enlarger)
-        text, empty = self._pipeline.encode_prompt(prompt, num_images_per_prompt=n)
-        noise = self._noise(n, seed)
+    def _images(self, prompt: str, noise: list[torch.Generator]) -> Any:
+        self._second = self._second or self._load(self.enlarger, text_encoder=None)
+        text, empty = self._pipeline.encode_prompt(prompt, num_images_per_prompt=len(noise))
         given = {"prompt_embeds": text, "negative_prompt_embeds": empty, "generator": noise, **self.options}
         small = self._pipeline(output_type="pt", **given).images
-        return as_bytes(self._second(image=small, output_type="np", **given).images)
+        return self._second(image=small, output_type="np", **given).images
 
 
 def as_bytes(images: ArrayLike) -> Picture:
@@ -295,13 +307,22 @@ class OpenClipEmbedder:
     Parameters
     ----------
     weights : str
-        File of the weights.
+        A local safetensors file; nothing is fetched, and nothing is unpickled.
     model : str
     device : str
     batch_size : int
+
+    Raises
+    ------
+    ValueError
+        For weights that are no safetensors file.
     """
 
     def __init__(self, weights: str, model: str = "ViT-L-14", device: str = "cpu", batch_size: int = 64) -> None:
+        if not weights.endswith(".safetensors"):
+            raise ValueError(
+                f"weights must name a local .safetensors file, got {weights!r}. Convert or fetch it first."
+            )
         self.weights, self.model, self.device, self.batch_size = weights, model, device, batch_size
         self._loaded: Any = None
 

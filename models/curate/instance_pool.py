@@ -358,7 +358,8 @@ class GenerativeInstancePool(BaseEstimator):
         ------
         ValueError
             For no generator or two of one name, a category without a prompt (each named), annotations that do not
-            fit their image, or `min_text_score` with an embedder that knows no texts.
+            fit their image, `min_text_score` with an embedder that knows no texts, a generator that gives no images
+            of bytes or an embedder that gives no finite vectors.
         """
         self._validate_params()
         by_name = {generator.name: generator for generator in self.generators}
@@ -366,6 +367,8 @@ class GenerativeInstancePool(BaseEstimator):
             raise ValueError(
                 f"generators must hold at least one, of different names, got {[g.name for g in self.generators]}."
             )
+        if self.min_area > self.max_area:
+            raise ValueError(f"min_area={self.min_area} must not be above max_area={self.max_area}.")
         if self.min_text_score is not None and not hasattr(self.embedder, "embed_text"):
             raise ValueError("min_text_score needs an embedder with embed_text, such as OpenClipEmbedder.")
         if len(images) != len(instances):
@@ -375,8 +378,13 @@ class GenerativeInstancePool(BaseEstimator):
         self.plan_ = generation_plan(self._prompts(names), list(by_name), self.n_per_category, seed)
         embedder = self._embedder(crops, seed)
         self.real_embeddings_ = self._embedded(embedder, crops)
-        found = [entry for job in self.plan_ for entry in self._candidates(by_name[job.generator], job)]
-        vectors = self._embedded(embedder, [entry["seen"] for entry in found])
+        found: list[Entry] = []
+        parts = []
+        for job in self.plan_:  # the whole images of one job at a time
+            entries = self._candidates(by_name[job.generator], job)
+            parts.append(self._embedded(embedder, [entry.pop("seen") for entry in entries]))
+            found += entries
+        vectors = np.concatenate(parts)
         self._score(found, vectors, embedder)
         self._decide(found, vectors)
         return self
@@ -420,13 +428,22 @@ class GenerativeInstancePool(BaseEstimator):
         if embedder is None or not pictures:
             return np.empty((len(pictures), 0))
         starts = range(0, len(pictures), self.chunk)
-        return np.concatenate([np.asarray(embedder.embed(pictures[i : i + self.chunk])) for i in starts]).astype(float)
+        found = np.concatenate([np.asarray(embedder.embed(pictures[i : i + self.chunk])) for i in starts]).astype(float)
+        if found.ndim != 2 or len(found) != len(pictures) or not np.isfinite(found).all():
+            raise ValueError(f"The embedder must give a finite vector for each of {len(pictures)} pictures.")
+        return found
 
     def _candidates(self, generator: Generator, job: Job) -> list[Entry]:
         """Images of one job with their objects; "seen" is what the embedder gets: the background blacked out."""
         segmenter: Any = CornerSegmenter() if isinstance(self.segmenter, str) else self.segmenter
+        images = np.asarray(generator.generate(job.prompt, job.n, job.seed))
+        if images.dtype != np.uint8 or images.ndim != 4 or (images.shape[0], images.shape[3]) != (job.n, 3):
+            raise ValueError(
+                f"The generator {job.generator!r} must give uint8 images ({job.n}, h, w, 3), got {images.dtype} "
+                f"{images.shape}."
+            )
         found = []
-        for index, image in enumerate(np.asarray(generator.generate(job.prompt, job.n, job.seed), dtype=np.uint8)):
+        for index, image in enumerate(images):
             mask = object_mask(segmenter.background_mask(image, corners(image)), self.keep_largest)
             own = np.zeros(image.shape[:2], dtype=bool) if mask is None else mask
             found.append(
@@ -474,7 +491,7 @@ class GenerativeInstancePool(BaseEstimator):
         for row, entry in enumerate(found):
             reason = self._reason(entry, seen)
             seen.add(entry["digest"])
-            told = {key: value for key, value in entry.items() if key not in ("seen", "digest", "text")}
+            told = {key: value for key, value in entry.items() if key not in ("digest", "text")}
             reasons[entry["category"], reason or "kept"] += 1
             if reason is None:
                 kept.append(row)
@@ -515,12 +532,16 @@ class GenerativeInstancePool(BaseEstimator):
         ------
         NotFittedError
             Before :meth:`fit`.
+        ValueError
+            If nothing was embedded: without real objects there is nothing to compare with.
         """
         check_is_fitted(self, "pool_")
+        if not len(self.real_embeddings_):
+            raise ValueError("There is no plane, as nothing was embedded: give fit real images with objects.")
         both = np.concatenate([self.real_embeddings_, self.embeddings_])
         both = both - both.mean(axis=0)
         axes = np.linalg.svd(both, full_matrices=False)[2][:2]
-        points = both @ axes.T
+        points = np.pad(both @ axes.T, ((0, 0), (0, 2 - len(axes))))
         categories = [*self.real_categories_.tolist(), *(entry["category"] for entry in self.pool_)]
         sources = ["real"] * len(self.real_embeddings_) + [entry["generator"] for entry in self.pool_]
         return pd.DataFrame({"x": points[:, 0], "y": points[:, 1], "category": categories, "source": sources})

@@ -87,7 +87,7 @@ def simplex_projection(
     Raises
     ------
     ValueError
-        If there is no such mixture.
+        If there is no such mixture, or a limit is negative or not finite.
 
     Examples
     --------
@@ -96,6 +96,8 @@ def simplex_projection(
     """
     point = np.asarray(v, dtype=np.float64)
     m = len(point)
+    if not 0 <= min_share:
+        raise ValueError(f"min_share must be 0 or above, got {min_share}.")
     free = 1 - m * min_share
     if free < -1e-12:
         raise ValueError(f"min_share={min_share} for each of {m} sources is more than the whole. Lower it.")
@@ -110,6 +112,8 @@ def simplex_projection(
     if costs is None or budget is None:
         return nearest(point)
     price = np.asarray(costs, dtype=np.float64)
+    if not (np.isfinite(price).all() and np.isfinite(budget)):
+        raise ValueError(f"costs and budget must be finite, got {price.tolist()} and {budget}.")
     least = min_share * price.sum() + max(free, 0.0) * price.min()
     if budget < least - 1e-12:
         raise ValueError(f"No mixture costs {budget:g} or less a row; the cheapest costs {least:g}. Raise budget.")

@@ -79,14 +79,16 @@ class PriceEstimate:
     upper: float
 
 
-def clean_equivalent(n_clean: NDArray[np.float64], metric: NDArray[np.float64], reached: float) -> float:
+def clean_equivalent(
+    n_clean: NDArray[np.float64], metric: NDArray[np.float64], reached: float, improves: bool | None = None
+) -> float:
     """Number of clean samples at which the monotone curve through (n, metric) comes to `reached`.
 
     The curve is piecewise cubic in log n, through the monotone values next to those measured; beyond its ends it says
-    the end.
+    the end. Whether it rises (`improves`) is told by its ends by default.
     """
-    improves = metric[-1] > metric[0]
-    levels = IsotonicRegression(increasing=bool(improves)).fit_transform(np.arange(len(metric)), metric)
+    improves = bool(metric[-1] > metric[0]) if improves is None else improves
+    levels = IsotonicRegression(increasing=improves).fit_transform(np.arange(len(metric)), metric)
     sign = 1.0 if improves else -1.0
     places, heights = np.log(n_clean), sign * (levels - reached)
     if heights[0] >= 0:
@@ -128,7 +130,8 @@ def noisy_sample_price(
     Warns
     -----
     UserWarning
-        If the mix does better than the largest clean set: the price is then an upper bound.
+        If the mix does better than the largest clean set: the price is then an upper bound. If it does worse than the
+        smallest, which is larger than that in the mix: a lower bound.
 
     Examples
     --------
@@ -140,26 +143,32 @@ def noisy_sample_price(
     curves = np.asarray(metric_clean, dtype=np.float64)
     curves = curves[:, None] if curves.ndim == 1 else curves
     mixes = np.atleast_1d(np.asarray(metric_mix, dtype=np.float64))
-    if grid.ndim != 1 or len(grid) < 2 or grid[0] <= 0 or (np.diff(grid) <= 0).any():
+    if grid.ndim != 1 or len(grid) < 2 or not np.isfinite(grid).all() or grid[0] <= 0 or (np.diff(grid) <= 0).any():
         raise ValueError("n_clean_grid must hold at least two positive numbers in ascending order.")
     if curves.ndim != 2 or len(curves) != len(grid):
         raise ValueError(f"metric_clean must have a row for each of {len(grid)} grid points, got {curves.shape}.")
     if not (np.isfinite(curves).all() and np.isfinite(mixes).all() and mixes.size):
         raise ValueError("metric_clean and metric_mix must be finite. Leave out runs that failed.")
-    if n_noisy <= 0 or n_base_clean < 0:
+    if not (0 < n_noisy < np.inf and 0 <= n_base_clean < np.inf):
         raise ValueError(f"n_noisy={n_noisy} must be positive and n_base_clean={n_base_clean} not negative.")
     mean = curves.mean(axis=1)
     if mean[0] == mean[-1]:
         raise ValueError("metric_clean ends where it starts: more clean samples change nothing, so none has a price.")
-    best = max if mean[-1] > mean[0] else min
-    if best(float(mixes.mean()), mean[-1]) != mean[-1]:
+    improves = bool(mean[-1] > mean[0])
+    sign, reached = (1 if improves else -1), float(mixes.mean())
+    if sign * reached > sign * mean[-1]:
         warnings.warn(f"The mix beats {grid[-1]:g} clean samples: the price is an upper bound.", stacklevel=2)
+    if sign * reached < sign * mean[0] and n_base_clean < grid[0]:
+        warnings.warn(
+            f"The mix is worse than {grid[0]:g} clean samples alone: the price is a lower bound. Measure smaller sets.",
+            stacklevel=2,
+        )
 
     def price(effective: float) -> float:
         gained = effective - n_base_clean
         return float(n_noisy / gained) if gained > 1e-9 * max(effective, 1.0) else float("inf")
 
-    effective = clean_equivalent(grid, mean, float(mixes.mean()))
-    prices = [price(clean_equivalent(grid, curve, float(mix))) for curve in curves.T for mix in mixes]
+    effective = clean_equivalent(grid, mean, reached, improves)
+    prices = [price(clean_equivalent(grid, curve, float(mix), improves)) for curve in curves.T for mix in mixes]
     prices.append(price(effective))
     return PriceEstimate(effective, prices[-1], min(prices), max(prices))

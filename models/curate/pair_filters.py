@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
@@ -31,17 +34,61 @@ Scores = NDArray[np.float32]
 CHUNK = 4096
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 WIDTH, TEXT_WIDTH = 256, 64
+AT_LEAST_1 = Interval(Integral, 1, None, closed="left")
+TRAINING: dict[str, list[Any]] = {
+    "n_steps": [AT_LEAST_1],
+    "batch_size": [AT_LEAST_1],
+    "lr": [Interval(Real, 0, None, closed="neither")],
+    "keep_fraction": [Interval(Real, 0, 1, closed="right")],
+    "threshold": [None, Real],
+    "prefilter": [None, callable],
+    "random_state": ["random_state"],
+}
 
 
 def default_pair_encoder(pairs: Pairs, embed_dim: int) -> ContrastivePairEncoder:
     """Small towers that fit the sides: a perceptron for numbers, a bag of the pairs' own words for texts."""
 
-    def tower(side: Any) -> nn.Module:
-        if is_text(side):
+    def tower(side: Any, shape: tuple[int, ...] | None) -> nn.Module:
+        if shape is None:
             return BagOfWords(vocabulary_of(side), width=TEXT_WIDTH)
-        return MLPEncoder(int(np.prod(side.shape[1:])), (WIDTH,), batch_norm=False)
+        return MLPEncoder(int(np.prod(shape)), (WIDTH,), batch_norm=False)
 
-    return ContrastivePairEncoder(tower(pairs.a), tower(pairs.b), embed_dim)
+    first, second = side_shapes(pairs)
+    return ContrastivePairEncoder(tower(pairs.a, first), tower(pairs.b, second), embed_dim)
+
+
+def side_shapes(pairs: Pairs) -> list[tuple[int, ...] | None]:
+    """Shape of a row of each side, None for texts.
+
+    Raises
+    ------
+    ValueError
+        For pictures of several sizes.
+    """
+    shapes: list[tuple[int, ...] | None] = []
+    for side in (pairs.a, pairs.b):
+        if isinstance(side, (list, tuple)) and not is_text(side):
+            raise ValueError(
+                "The pairs hold pictures of several sizes, which this network can not read. Scale them to one size, or "
+                "give a scorer that does, such as OpenClipScorer."
+            )
+        shapes.append(None if is_text(side) else tuple(side.shape[1:]))
+    return shapes
+
+
+def check_sides(pairs: Pairs, wanted: list[tuple[int, ...] | None]) -> None:
+    """Whether both sides hold what was learned from.
+
+    Raises
+    ------
+    ValueError
+        For texts where there were numbers, numbers where there were texts, or rows of another shape.
+    """
+    found = side_shapes(pairs)
+    if found != wanted:
+        told = [", ".join("texts" if shape is None else f"rows {shape}" for shape in each) for each in (wanted, found)]
+        raise ValueError(f"The sides of the pairs must be as in fit ({told[0]}), got {told[1]}.")
 
 
 def trusted_ones(given: Any, name: str = "trusted_pairs") -> Pairs:
@@ -240,7 +287,7 @@ class PairFilter(BaseEstimator):
                     raise ValueError(f"prefilter must return a mask shaped ({len(pairs)},), got {passed.shape}.")
                 scores[~passed] = -np.inf
             for name, values in pairs.meta.items():
-                columns.setdefault(name, []).extend(np.asarray(values).tolist())
+                columns.setdefault(name, []).extend(values.tolist() if hasattr(values, "tolist") else values)
             parts.append(scores)
         return np.concatenate(parts), unscored, columns
 
@@ -251,15 +298,14 @@ class PairFilter(BaseEstimator):
 
 
 def kept_by_slice(columns: dict[str, list[Any]], mask: Mask) -> list[dict[str, Any]]:
-    """Pairs and the share kept for each value of each column: a filter's tastes."""
+    """Pairs and the share kept for each value of each column, None for unknown ones: a filter's tastes."""
     rows = []
     for name, values in columns.items():
         if len(values) != len(mask):
             continue  # not every piece of the pool had this column
-        found, place = np.unique(np.asarray(values), return_inverse=True)
-        for i, value in enumerate(found.tolist()):
-            own = place == i
-            rows.append({"column": name, "value": value, "pairs": int(own.sum()), "kept": float(mask[own].mean())})
+        table = pd.Series(mask).groupby(pd.Series(values), dropna=False).agg(["size", "mean"])
+        for value, n, kept in table.reset_index().itertuples(index=False):
+            rows.append({"column": name, "value": None if pd.isna(value) else value, "pairs": n, "kept": kept})
     return rows
 
 
@@ -299,9 +345,18 @@ class BinaryFilter(PairFilter):
     lr : float
     keep_fraction, threshold, prefilter, random_state
         As in :class:`~models.curate.dfn.DataFilteringNetwork`; a score is a log odds.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> trusted = (rng.normal(2, 1, (50, 3)), rng.normal(size=(50, 2)))
+    >>> pool = (rng.normal(0, 1, (50, 3)), rng.normal(size=(50, 2)))
+    >>> method = BinaryFilter(random_state=0).fit(trusted, pool)
+    >>> bool(method.score_pairs(trusted).mean() > method.score_pairs(pool).mean())
+    True
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"embed_dim": [AT_LEAST_1], **TRAINING}
 
     def __init__(
         self,
@@ -325,7 +380,10 @@ class BinaryFilter(PairFilter):
 
     def fit(self, trusted_pairs: Any, pool: Any) -> BinaryFilter:
         """Learn to tell the trusted pairs from those of `pool` (which needs finite numbers)."""
+        self._validate_params()
         trusted, others = trusted_ones(trusted_pairs), trusted_ones(pool, "pool")
+        self.side_shapes_ = side_shapes(trusted)
+        check_sides(others, self.side_shapes_)
         both = trusted.joined(others)
         target = torch.cat([torch.ones(len(trusted)), torch.zeros(len(others))])
         with isolated_seed(self.random_state) as seed:
@@ -345,6 +403,7 @@ class BinaryFilter(PairFilter):
         return self
 
     def _scores_of(self, pairs: Pairs) -> Tensor:
+        check_sides(pairs, self.side_shapes_)
         encoder: Any = self.judge_.encoder
         with torch.inference_mode():
             return self.judge_(encoder.read(pairs.a, "a"), encoder.read(pairs.b, "b"))
@@ -383,9 +442,22 @@ class ReconstructionFilter(PairFilter):
     lr : float
     keep_fraction, threshold, prefilter, random_state
         As in :class:`~models.curate.dfn.DataFilteringNetwork`; a score is a negative error.
+
+    Examples
+    --------
+    >>> rows = np.random.default_rng(0).normal(size=(60, 1)) @ np.ones((1, 4))
+    >>> method = ReconstructionFilter(random_state=0).fit((rows, rows))
+    >>> bool(np.diff(method.score_pairs((np.tile(rows[0], (2, 1)), [rows[0], -rows[0]])))[0] < 0)
+    True
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "width": [AT_LEAST_1],
+        "masked_share": [Interval(Real, 0, 1, closed="neither")],
+        "n_masks": [AT_LEAST_1],
+        "most_words": [AT_LEAST_1],
+        **TRAINING,
+    }
 
     def __init__(
         self,
@@ -415,7 +487,9 @@ class ReconstructionFilter(PairFilter):
 
     def fit(self, trusted_pairs: Any) -> ReconstructionFilter:
         """Learn to restore the trusted pairs."""
+        self._validate_params()
         trusted = trusted_ones(trusted_pairs)
+        self.side_shapes_ = side_shapes(trusted)
         with isolated_seed(self.random_state) as seed:
             self.vocabularies_ = {
                 name: vocabulary_of(side, self.most_words) if is_text(side) else None
@@ -451,6 +525,7 @@ class ReconstructionFilter(PairFilter):
         return torch.zeros(len(tokens), len(words) + 1).scatter_(1, tokens, 1.0)[:, 1:]
 
     def _scores_of(self, pairs: Pairs) -> Tensor:
+        check_sides(pairs, self.side_shapes_)
         rows = torch.cat([self._side(pairs.a, "a"), self._side(pairs.b, "b")], dim=1)
         rows = (rows - self.mean_) / self.std_
         with torch.inference_mode():

@@ -15,6 +15,9 @@ from torch import Tensor
 
 Mask = NDArray[np.bool_]
 
+AT_ONCE = 64
+"""Rows that go through a published model together."""
+
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -22,7 +25,8 @@ class Pairs:
 
     Attributes
     ----------
-    a, b : array or tensor (n, ...), or sequence of str
+    a, b : array or tensor (n, ...), or sequence of str or of pictures
+        Pictures are arrays (h, w) or (h, w, c), or of PIL; their sizes may differ where the scorer scales them.
     meta : mapping of str to sequence
         Columns such as language, source or class, (n,) each.
 
@@ -44,6 +48,8 @@ class Pairs:
     def take(self, rows: ArrayLike) -> Pairs:
         """The pairs of these numbers, or those a mask of bools marks."""
         places = np.asarray(rows)
+        if places.dtype == bool and places.shape != (len(self),):
+            raise ValueError(f"rows must be a mask of {len(self)} pairs, got one of {places.size}.")
         places = np.flatnonzero(places) if places.dtype == bool else places.astype(np.int64)
         columns = {name: _taken(values, places) for name, values in self.meta.items()}
         return Pairs(_taken(self.a, places), _taken(self.b, places), columns)
@@ -61,7 +67,10 @@ def _taken(side: Any, places: NDArray[np.int64]) -> Any:
 
 
 def _joined(first: Any, second: Any) -> Any:
-    if is_text(first) or not isinstance(first, (np.ndarray, Tensor)):
+    if (
+        not all(isinstance(side, (np.ndarray, Tensor)) for side in (first, second))
+        or first.shape[1:] != second.shape[1:]
+    ):
         return [*first, *second]
     return torch.cat([first, torch.as_tensor(second)]) if isinstance(first, Tensor) else np.concatenate([first, second])
 
@@ -77,8 +86,8 @@ def as_pairs(given: Any, name: str = "pairs", minimum: int = 1) -> Pairs:
     Raises
     ------
     ValueError
-        For anything else, sides or columns of unequal length, a side that is neither texts nor a numeric array of two
-        dimensions or more, or fewer than `minimum` pairs.
+        For anything else, sides or columns of unequal length, a side that is neither texts nor pictures nor a numeric
+        array of two dimensions or more, or fewer than `minimum` pairs.
     """
     if isinstance(given, tuple) and len(given) == 2:
         given = Pairs(*given)
@@ -94,7 +103,7 @@ def as_pairs(given: Any, name: str = "pairs", minimum: int = 1) -> Pairs:
         if isinstance(side, np.ndarray) and side.dtype.kind in "UO":
             side = side.tolist()
         if isinstance(side, (list, tuple)) and not all(isinstance(text, str) for text in side):
-            side = np.asarray(side)
+            side = _stacked(side, f"side {key} of {name}")
         if not isinstance(side, (list, tuple)) and (side.ndim < 2 or np.asarray(side[:0]).dtype.kind not in "fiub"):
             raise ValueError(
                 f"Side {key} of {name} must hold texts (str) or numeric rows (n, ...), got an array shaped "
@@ -102,6 +111,20 @@ def as_pairs(given: Any, name: str = "pairs", minimum: int = 1) -> Pairs:
             )
         sides[key] = side
     return Pairs(sides["a"], sides["b"], given.meta)
+
+
+def _stacked(side: Sequence[Any], name: str) -> Any:
+    """Rows of one shape as an array, pictures of several sizes as a list of arrays."""
+    rows = [np.asarray(row) for row in side]
+    if len({row.shape for row in rows}) == 1:
+        return np.stack(rows)
+    for number, row in enumerate(rows):
+        if row.ndim not in (2, 3) or row.dtype.kind not in "fiub":
+            raise ValueError(
+                f"Row {number} of {name} must be a picture (h, w) or (h, w, c), as rows have several shapes; got "
+                f"{row.dtype} {row.shape}."
+            )
+    return rows
 
 
 def in_chunks(pool: Any, size: int) -> Iterator[Pairs]:
@@ -127,7 +150,11 @@ def finite_rows(pairs: Pairs) -> Mask:
     """Which pairs have no NaN or infinite number on either side."""
     found = np.ones(len(pairs), dtype=bool)
     for side in (pairs.a, pairs.b):
-        if not isinstance(side, (list, tuple)) and len(pairs):
+        if is_text(side) or not len(pairs):
+            continue
+        if isinstance(side, (list, tuple)):
+            found &= [bool(np.isfinite(picture).all()) for picture in side]
+        else:
             found &= np.isfinite(np.asarray(side).reshape(len(pairs), -1)).all(axis=1)
     return found
 
@@ -167,16 +194,28 @@ def _imported(module: str, package: str) -> Any:
 
 
 class _ForeignScorer:
-    """A published two-tower model; `prepare_a` and `prepare_b` make what its towers take."""
+    """A published two-tower model; a subclass says how a few images, and a few texts, become vectors."""
 
     def score(self, a: Any, b: Any) -> Tensor:
         """Cosine of each pair, (B,)."""
         return cosine(self.encode_a(a), self.encode_b(b))
 
     def encode_a(self, batch: Any) -> Tensor:
-        raise NotImplementedError
+        """Images (PIL, or uint8 arrays (h, w, 3) or (h, w)) -> (B, d)."""
+        return self._in_parts(self._images, batch)
 
     def encode_b(self, batch: Any) -> Tensor:
+        """Captions -> (B, d)."""
+        return self._in_parts(self._texts, batch)
+
+    def _in_parts(self, encode: Callable[[Any], Tensor], batch: Any) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([encode(batch[i : i + AT_ONCE]).cpu() for i in range(0, len(batch), AT_ONCE)])
+
+    def _images(self, batch: Sequence[Any]) -> Tensor:
+        raise NotImplementedError
+
+    def _texts(self, batch: Sequence[str]) -> Tensor:
         raise NotImplementedError
 
 
@@ -189,6 +228,7 @@ class OpenClipScorer(_ForeignScorer):
         Such as ``"ViT-B-32"``.
     pretrained : str
         A local safetensors file; nothing is fetched, and nothing is unpickled.
+    device : str, default="cpu"
 
     Raises
     ------
@@ -198,25 +238,25 @@ class OpenClipScorer(_ForeignScorer):
         For weights that are no safetensors file.
     """
 
-    def __init__(self, model_name: str, pretrained: str) -> None:
+    def __init__(self, model_name: str, pretrained: str, device: str = "cpu") -> None:
         if not pretrained.endswith(".safetensors"):
             raise ValueError(
                 f"pretrained must name a local .safetensors file, got {pretrained!r}. Convert or fetch it first."
             )
         library = _imported("open_clip", "open_clip_torch")
-        self.model, _, self.transform = library.create_model_and_transforms(model_name, pretrained=pretrained)
+        self.device = device
+        self.model, _, self.transform = library.create_model_and_transforms(
+            model_name, pretrained=pretrained, device=device
+        )
         self.tokenizer = library.get_tokenizer(model_name)
         self.model.eval()
 
-    def encode_a(self, batch: Sequence[Any]) -> Tensor:
-        """Images (PIL, or uint8 arrays (h, w, 3)) -> (B, d)."""
-        with torch.inference_mode():
-            return self.model.encode_image(torch.stack([self.transform(_picture(image)) for image in batch]))
+    def _images(self, batch: Sequence[Any]) -> Tensor:
+        rows = torch.stack([self.transform(_picture(image)) for image in batch])
+        return self.model.encode_image(rows.to(self.device))
 
-    def encode_b(self, batch: Sequence[str]) -> Tensor:
-        """Captions -> (B, d)."""
-        with torch.inference_mode():
-            return self.model.encode_text(self.tokenizer(list(batch)))
+    def _texts(self, batch: Sequence[str]) -> Tensor:
+        return self.model.encode_text(self.tokenizer(list(batch)).to(self.device))
 
 
 class HFClipScorer(_ForeignScorer):
@@ -226,6 +266,7 @@ class HFClipScorer(_ForeignScorer):
     ----------
     path : str
         Folder with the model in safetensors, its tokenizer and its preprocessing; nothing is fetched.
+    device : str, default="cpu"
 
     Raises
     ------
@@ -233,25 +274,26 @@ class HFClipScorer(_ForeignScorer):
         Where transformers is not installed.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, device: str = "cpu") -> None:
         library = _imported("transformers", "transformers")
-        self.model = library.CLIPModel.from_pretrained(path, local_files_only=True, use_safetensors=True).eval()
+        self.device = device
+        self.model = library.CLIPModel.from_pretrained(path, local_files_only=True, use_safetensors=True)
+        self.model.to(device).eval()
         self.max_words = self.model.config.text_config.max_position_embeddings
         self.processor = library.CLIPProcessor.from_pretrained(path, local_files_only=True)
 
-    def encode_a(self, batch: Sequence[Any]) -> Tensor:
-        """Images (PIL, or uint8 arrays (h, w, 3)) -> (B, d)."""
+    def _images(self, batch: Sequence[Any]) -> Tensor:
         given = self.processor(images=[_picture(image) for image in batch], return_tensors="pt")
-        with torch.inference_mode():
-            return _vectors(self.model.get_image_features(**given))
+        return _vectors(self.model.get_image_features(**self._moved(given)))
 
-    def encode_b(self, batch: Sequence[str]) -> Tensor:
-        """Captions -> (B, d)."""
+    def _texts(self, batch: Sequence[str]) -> Tensor:
         given = self.processor(
             text=list(batch), return_tensors="pt", padding=True, truncation=True, max_length=self.max_words
         )
-        with torch.inference_mode():
-            return _vectors(self.model.get_text_features(**given))
+        return _vectors(self.model.get_text_features(**self._moved(given)))
+
+    def _moved(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: values.to(self.device) for name, values in given.items()}
 
 
 def _vectors(found: Any) -> Tensor:

@@ -10,6 +10,7 @@ equations are in :mod:`models.curate.mixtures`, the distance in :mod:`models.lab
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 import zlib
@@ -332,9 +333,10 @@ class Projektor(BaseEstimator):
         """
         self._validate_params()
         frame = pd.DataFrame(df)
-        shares = [name for name in frame.columns if str(name).startswith("p_")]
+        numbers = sorted(int(name[2:]) for name in map(str, frame.columns) if re.fullmatch(r"p_\d+", name))
+        shares = [f"p_{number}" for number in numbers]
         missing = [name for name in ("n", "ot", "score") if name not in frame.columns]
-        if missing or len(shares) < 2:
+        if missing or len(shares) < 2 or numbers != list(range(1, len(numbers) + 1)):
             raise ValueError(
                 f"The log must have the columns p_1, p_2, ..., n, ot and score; got {list(frame.columns)}."
             )
@@ -358,6 +360,8 @@ class Projektor(BaseEstimator):
         embed = self.embed or flattened
         points = [check_embeddings(embed(X), name=f"sources[{i}]", minimum=1) for i, (X, _) in enumerate(sources)]
         points_val = check_embeddings(embed(X_val), name="X_val", minimum=2)
+        if len(widths := {rows.shape[1] for rows in (*points, points_val)}) > 1:
+            raise ValueError(f"sources and X_val must have rows of one length, got {sorted(widths)}.")
         y = [
             check_labels(labels, len(P), allow_unlabelled=False, minimum_classes=1, name=f"labels of sources[{i}]")
             for i, ((_, labels), P) in enumerate(zip(sources, points, strict=True))
@@ -442,9 +446,9 @@ class Projektor(BaseEstimator):
         for n in self.sizes_:
             part = table[table["n"] == n]
             parts.append((part.iloc[:, :m].to_numpy(dtype=np.float64), part["ot"].to_numpy(), part["score"].to_numpy()))
-        k = len(parts[0][0])
+        k = len(np.unique(parts[0][0].round(9), axis=0))
         if k < 4:
-            raise ValueError(f"At least 4 mixtures are needed to fit the regressions, got {k}. Lower step.")
+            raise ValueError(f"At least 4 different mixtures are needed to fit the regressions, got {k}. Lower step.")
         tried = [f for f in FORMS if f == "ot" or 3 * unknowns(f, m) <= k] if self.form == "auto" else [self.form]
         self.cv_error_ = {f: float(np.mean([region_error(f, *part, self.alpha) for part in parts])) for f in tried}
         self.form_ = min(self.cv_error_, key=self.cv_error_.__getitem__)
@@ -629,7 +633,7 @@ class Projektor(BaseEstimator):
         return np.clip(scores, 0.0, 1.0) if self.scorer == "accuracy" else scores
 
     def _check_reach(self, N: float) -> None:
-        if not N > 0:
+        if not 0 < N < np.inf:
             raise ValueError(f"N must be a positive number of rows, got {N}.")
         if N < self.sizes_[1] and N != self.sizes_[0]:
             warnings.warn(

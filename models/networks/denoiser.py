@@ -79,6 +79,10 @@ class PreconditionedDenoiser(nn.Module):
         """Noisy rows (B, ...) and their noise levels (B,), all positive -> clean rows (B, ...)."""
         skip, out, scale, condition = preconditioning(sigma, self.sigma_data)
         raw = self.inner(over_rows(scale, x) * x, condition, labels)
+        if raw.shape != x.shape:
+            raise ValueError(
+                f"The denoiser must give rows shaped {tuple(x.shape[1:])} as its input, got {tuple(raw.shape[1:])}."
+            )
         return over_rows(skip, x) * x + over_rows(out, x) * raw
 
 

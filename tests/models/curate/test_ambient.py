@@ -128,6 +128,11 @@ def test_rejection_draws_what_drawing_again_would() -> None:
     np.testing.assert_allclose(np.quantile(drawn, shares), np.quantile(again, shares), rtol=0.03)
 
 
+def test_rejection_far_above_the_distribution_stays_at_the_samples_level() -> None:
+    s = torch.tensor([0.5, 70.0])
+    torch.testing.assert_close(draw_sigma(s, -30.0, 0.1, "reject", seeded()), s)
+
+
 def test_preconditioning_keeps_variances() -> None:
     sigma = torch.tensor([0.01, 0.5, 20.0])
     skip, out, scale, condition = preconditioning(sigma, 0.5)
@@ -420,6 +425,23 @@ def test_the_interval_spans_the_seeds() -> None:
     assert price.n_effective > 50
 
 
+def test_a_seed_whose_curve_turns_counts_as_the_mean_does() -> None:
+    turned = np.array(
+        [[8.0, 8.0, 3.0], [4.0, 5.0, 4.0], [2.0, 2.0, 3.5]]
+    )  # of the last seed the ends lie the other way
+    found = noisy_sample_price([100, 200, 400], turned, 50, 300, 3.7)
+    assert found.lower < found.price < found.upper
+    assert found.upper == pytest.approx(300 / 50)  # lower is better: that seed is level at 3.5, which 100 reach
+    assert clean_equivalent(np.array([100.0, 200.0]), np.array([3.0, 4.0]), 3.2, improves=False) == 100
+    assert clean_equivalent(np.array([100.0, 200.0]), np.array([3.0, 4.0]), 3.2, improves=True) > 100
+
+
+def test_a_mix_worse_than_the_smallest_clean_set_warns() -> None:
+    with pytest.warns(UserWarning, match="lower bound"):
+        assert noisy_sample_price(GRID, CURVE, 20, 300, 20.0).price == pytest.approx(300 / 30)
+    assert noisy_sample_price(GRID, CURVE, 50, 300, 20.0).price == np.inf
+
+
 def test_a_mix_beyond_the_curve_warns() -> None:
     with pytest.warns(UserWarning, match="upper bound"):
         assert noisy_sample_price(GRID, CURVE, 100, 300, 1.0).n_effective == 400
@@ -433,6 +455,9 @@ def test_a_mix_beyond_the_curve_warns() -> None:
         (([50, 100], [9.0], 5, 5, 3.0), "metric_clean must have a row"),
         (([50, 100], [9.0, np.nan], 5, 5, 3.0), "finite"),
         (([50, 100], [9.0, 5.0], 5, 0, 3.0), "n_noisy=0"),
+        (([50, 100], [9.0, 5.0], 5, np.nan, 3.0), "n_noisy=nan"),
+        (([50, 100], [9.0, 5.0], np.nan, 5, 3.0), "n_base_clean=nan"),
+        (([50, np.nan], [9.0, 5.0], 5, 5, 3.0), "n_clean_grid"),
         (([50, 100], [9.0, 9.0], 5, 5, 3.0), "ends where it starts"),
     ],
 )
@@ -461,6 +486,19 @@ def test_prices_that_can_not_be_told(given: tuple[Any, ...], message: str) -> No
 def test_what_fit_refuses(X: Any, noise_std: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AmbientDiffusion(**SMALL).fit(X, noise_std)
+
+
+def test_a_denoiser_of_another_shape_is_refused() -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor, condition: Tensor, labels: Tensor | None = None) -> Tensor:
+            return self.scale * x.mean(dim=1, keepdim=True)
+
+    with pytest.raises(ValueError, match=r"denoiser must give rows shaped \(64,\) as its input, got \(1,\)"):
+        AmbientDiffusion(Mean(), **SMALL).fit(DIGITS[:10])
 
 
 def test_levels_in_the_wrong_order_are_refused() -> None:

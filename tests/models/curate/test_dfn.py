@@ -248,6 +248,22 @@ def test_the_report_tells_what_share_of_each_slice_is_kept() -> None:
     assert method.scores_quantiles_[0.5] == pytest.approx(0.65)
 
 
+def test_slices_may_be_unknown_or_mixed() -> None:
+    a, b = rows(0.1, 0.9, 0.5, 0.8)
+    method = frozen()
+    method.select(Pairs(a, b, {"language": ["en", None, "en", "de"], "mixed": [1, "x", 1, "x"]}), keep_fraction=0.5)
+    told = {(row["column"], row["value"]): (row["pairs"], row["kept"]) for row in method.report_}
+    assert told == {
+        ("language", "de"): (1, 1.0),
+        ("language", "en"): (2, 0.0),
+        ("language", None): (1, 1.0),
+        ("mixed", 1): (2, 0.0),
+        ("mixed", "x"): (2, 1.0),
+    }
+    method.select(Pairs(a, b, {"year": [2020.0, np.nan, 2020.0, 2021.0]}), keep_fraction=0.5)
+    assert [(row["value"], row["pairs"]) for row in method.report_] == [(2020.0, 2), (2021.0, 1), (None, 1)]
+
+
 def test_best_pairs_are_counted_by_rounding() -> None:
     scores = np.arange(7, dtype=np.float32)
     assert [int(best_pairs(scores, f).sum()) for f in (0.1, 0.2, 0.5, 1)] == [1, 1, 4, 7]
@@ -355,6 +371,28 @@ def test_the_two_other_filters_see_what_does_not_look_trusted() -> None:
     np.testing.assert_array_equal(again.score_pairs(odd), restored.score_pairs(odd))
 
 
+def test_masks_are_of_the_pool() -> None:
+    pool, method = rows(0.1, 0.9, 0.5, 0.8), frozen(keep_fraction=0.5)
+    marks = np.array([0, 1, 0, 1])
+    assert method.induced_score(pool, marks, lambda pairs: pairs.a[:, 0].size, float) == 2
+    for wrong in ([True, True], [0, 1, 2, 3], np.zeros(4, dtype=bool)):
+        with pytest.raises(ValueError, match="mask must mark some of 4 pairs"):
+            method.induced_score(pool, wrong, len, float)
+        with pytest.raises(ValueError, match="other_mask must mark some of 4 pairs"):
+            method.compare_uses(rows(0.1, 0.2), pool, len, float, other_mask=wrong)
+    with pytest.raises(ValueError, match="a mask of 4 pairs, got one of 2"):
+        Pairs(*pool).take([True, False])
+
+
+def test_zero_shot_labels_are_numbers_of_prompts() -> None:
+    prompts = np.eye(2, dtype=np.float32)
+    for labels, message in [([[0], [1]], r"labels must be shaped \(2,\)"), ([0, 2], r"labels must lie in 0\.\.1")]:
+        with pytest.raises(ValueError, match=message):
+            zero_shot_accuracy(Fixed(), prompts, labels, prompts)
+    with pytest.raises(ValueError, match="at least one label"):
+        zero_shot_accuracy(Fixed(), prompts[:0], [], prompts)
+
+
 # ---- where training starts and ends ----
 
 
@@ -421,6 +459,54 @@ def test_images_are_augmented_and_texts_on_both_sides_work() -> None:
     method = DataFilteringNetwork(**SMALL | {"epochs_or_samples": 6400}).fit(texts)
     pool = Pairs([first[0]] * 2, [first[0], "the number nine"])
     assert np.diff(method.score_pairs(pool))[0] < 0
+
+
+class Brightness(Fixed):
+    """A scorer of pictures of any size: the captions are the names of how bright they are."""
+
+    def encode_a(self, batch: Any) -> Tensor:
+        return torch.tensor([[float(np.mean(np.asarray(picture, dtype=float))), 1.0] for picture in batch])
+
+    def encode_b(self, batch: Any) -> Tensor:
+        return torch.tensor([[255.0 if text == "bright" else 0.0, 1.0] for text in batch])
+
+
+def test_pictures_may_differ_in_size() -> None:
+    sizes, greys = [(4, 6), (5, 3), (4, 6), (7, 7)], [250, 250, 0, 0]
+    pictures = [np.full((*size, 3), grey, dtype=np.uint8) for size, grey in zip(sizes, greys, strict=True)]
+    told = ["bright", "dark", "dark", "bright"]
+    method = DataFilteringNetwork(Brightness(), keep_fraction=0.5).fit((pictures, told))
+    from PIL.Image import fromarray
+
+    for given in (pictures, [fromarray(picture) for picture in pictures], [*pictures[:3], pictures[3][:, :, 0]]):
+        assert method.select((given, told)).tolist() == [True, False, True, False]
+    floats = [picture / 255 for picture in pictures]
+    floats[2][0, 0, 0] = np.nan
+    assert method.score_pairs((floats, told), chunk_size=3)[2] == -np.inf
+    same = Pairs(np.stack([pictures[0], pictures[2]]), ["bright", "dark"])
+    assert len(Pairs(pictures, told).joined(same)) == len(same.joined(Pairs(pictures, told))) == 6
+    assert len(as_pairs(same.joined(Pairs(np.zeros((2, 9, 9, 3), np.uint8), ["x", "y"])))) == 4
+    for filter_ in (DataFilteringNetwork(**SMALL), ReconstructionFilter()):
+        with pytest.raises(ValueError, match="pictures of several sizes"):
+            filter_.fit((pictures, told))
+    with pytest.raises(ValueError, match="Row 1 of side a of pairs must be a picture"):
+        as_pairs(([np.zeros((2, 3)), np.zeros(4)], ["x", "y"]))
+    with pytest.raises(ValueError, match="Row 0 of side a of pairs must be a picture"):
+        as_pairs(([None, np.zeros((2, 3))], ["x", "y"]))
+
+
+def test_the_two_other_filters_take_the_sides_they_learned() -> None:
+    binary = BinaryFilter(n_steps=1).fit(trusted(4), noisy_pool(300, 304)[0])
+    restored = ReconstructionFilter(n_steps=1).fit(trusted(4))
+    for method in (binary, restored):
+        for sides in ((DATA[:3, :5], ["one"] * 3), (DATA[:3], DATA[:3])):
+            with pytest.raises(ValueError, match="sides of the pairs must be as in fit"):
+                method.score_pairs(sides)
+    with pytest.raises(ValueError, match="sides of the pairs must be as in fit"):
+        BinaryFilter(n_steps=1).fit(trusted(4), (DATA[:3, :5], ["one"] * 3))
+    for wrong in (BinaryFilter(n_steps=0), ReconstructionFilter(n_steps=0), ReconstructionFilter(masked_share=2.0)):
+        with pytest.raises(ValueError, match="must be a"):
+            wrong.fit(*([trusted(4)] * (2 if isinstance(wrong, BinaryFilter) else 1)))
 
 
 def test_bags_of_words() -> None:
@@ -544,8 +630,8 @@ class Tower(nn.Module):
 def test_open_clip_is_asked_for_local_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def create(name: str, pretrained: str) -> Any:
-        asked.append((name, pretrained))
+    def create(name: str, pretrained: str, device: str) -> Any:
+        asked.append((name, pretrained, device))
         return Tower(), None, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
 
     words = ["red", "green", "blue"]
@@ -555,11 +641,16 @@ def test_open_clip_is_asked_for_local_weights(monkeypatch: pytest.MonkeyPatch) -
     )
     monkeypatch.setitem(sys.modules, "open_clip", fake)
     scorer = OpenClipScorer("ViT-B-32", "weights.safetensors")
-    assert asked == [("ViT-B-32", "weights.safetensors")]
+    assert asked == [("ViT-B-32", "weights.safetensors", "cpu")]
     red = np.zeros((1, 4, 4, 3), dtype=np.uint8)
     red[..., 0] = 200
     assert scorer.score(np.repeat(red, 2, axis=0), ["red", "blue"]).tolist() == [1.0, 0.0]
     assert isinstance(scorer, PairScorer)
+    seen: list[int] = []
+    encode = scorer.model.encode_image
+    monkeypatch.setattr(scorer.model, "encode_image", lambda pixels: (seen.append(len(pixels)), encode(pixels))[1])
+    assert scorer.encode_a(np.repeat(red, 150, axis=0)).shape == (150, 3)
+    assert seen == [64, 64, 22]  # a chunk of the pool at once would not fit a large tower
     with pytest.raises(ValueError, match="safetensors"):
         OpenClipScorer("ViT-B-32", "openai")
 

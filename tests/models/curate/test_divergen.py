@@ -418,6 +418,58 @@ def test_areas_and_texts_are_bounds_too() -> None:
         GenerativeInstancePool([Shapes()], min_text_score=0.5).fit(images, instances, NAMES)
 
 
+class Given:
+    """A generator of the images it is told."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.name, self.images = "given", images
+
+    def generate(self, prompt: str, n: int, seed: int) -> np.ndarray:
+        return self.images
+
+
+def test_what_generators_and_embedders_answer_is_checked() -> None:
+    drawn = Shapes().generate("a box", 3, 0)
+    for images in (drawn / 255, drawn.transpose(0, 3, 1, 2), drawn[:2], drawn[0]):
+        with pytest.raises(ValueError, match=r"generator 'given' must give uint8 images \(3, h, w, 3\)"):
+            GenerativeInstancePool([Given(images)], prompts={0: ["a box"]}, n_per_category=3).fit([], [])
+
+    class Broken:
+        def embed(self, images: Any) -> np.ndarray:
+            return np.full((len(images), 2), np.nan)
+
+    images, instances = real_shapes()
+    with pytest.raises(ValueError, match="embedder must give a finite vector for each of 12 pictures"):
+        GenerativeInstancePool([Shapes()], embedder=Broken(), n_per_category=3).fit(images, instances, NAMES)
+    with pytest.raises(ValueError, match=r"min_area=0\.5 must not be above max_area=0\.2"):
+        GenerativeInstancePool([Shapes()], min_area=0.5, max_area=0.2).fit(images, instances, NAMES)
+
+
+def test_pictures_are_embedded_job_by_job() -> None:
+    seen: list[int] = []
+
+    class Counting(PixelEmbedder):
+        def embed(self, images: Any) -> np.ndarray:
+            seen.append(len(images))
+            return super().embed(images)
+
+    images, instances = real_shapes()
+    pool = GenerativeInstancePool(
+        [Shapes()], embedder=Counting(8), n_per_category=5, crop_margin=12, random_state=0, chunk=3
+    )
+    pool.fit(images, instances, NAMES)
+    assert seen == [3, 3, 3, 3, 3, 2, 3, 2]  # real crops, then five images of each category
+    assert len(pool.pool_) + len(pool.rejected_) == 10
+
+
+def test_a_plane_needs_vectors() -> None:
+    with pytest.raises(ValueError, match="nothing was embedded"):
+        GenerativeInstancePool([Shapes()], prompts={0: ["a box"]}, n_per_category=2).fit([], []).plane()
+    images, instances = real_shapes()
+    single = GenerativeInstancePool([Shapes()], embedder=PixelEmbedder(8), similarity_threshold=1.0, n_per_category=1)
+    assert single.fit(images[:1], instances[:1], {0: "disc"}).plane()[["x", "y"]].to_numpy().tolist() == [[0.0, 0.0]]
+
+
 def test_new_categories_are_unlike_every_known_one() -> None:
     vectors = {"cat": [1, 0, 0], "lion": [0.9, 0.4, 0], "car": [0, 1, 0], "moon": [0, 0.3, 1], "cup": [0.3, 0.2, 0.9]}
 
@@ -452,7 +504,7 @@ def test_adapters_say_what_to_install() -> None:
     image = random_image()
     for call, package in (
         (lambda: DiffusersGenerator("folder").generate("a cup", 1, 0), "diffusers"),
-        (lambda: OpenClipEmbedder("file").embed([image]), "open_clip_torch"),
+        (lambda: OpenClipEmbedder("file.safetensors").embed([image]), "open_clip_torch"),
         (lambda: SAMSegmenter("file").background_mask(image, corners(image)), "segment-anything"),
     ):
         with pytest.raises(ImportError, match=f"pip install {package}"):
@@ -468,19 +520,35 @@ def test_diffusers_pipelines_are_asked_for_n_images_with_own_noise(monkeypatch: 
             return prompt, ""
 
         def __call__(self, prompt: Any = None, **given: Any) -> Any:
+            together.append(len(given["generator"]))
             return SimpleNamespace(
                 images=np.stack([torch.rand(4, 4, 3, generator=g).numpy() for g in given["generator"]])
             )
 
+    together: list[int] = []
+    loaded: list[tuple[str, dict[str, Any]]] = []
+
+    def load(model: str, **options: Any) -> Pipeline:
+        loaded.append((model, options))
+        return Pipeline()
+
     library: Any = ModuleType("diffusers")
-    library.DiffusionPipeline = SimpleNamespace(from_pretrained=lambda model, local_files_only: Pipeline())
+    library.DiffusionPipeline = SimpleNamespace(from_pretrained=load)
     monkeypatch.setitem(sys.modules, "diffusers", library)
-    for generator in (DiffusersGenerator("sd", device="cpu"), DeepFloydGenerator("if-1", "if-2", device="cpu")):
+    for kind, folders in ((DiffusersGenerator, ["sd"]), (DeepFloydGenerator, ["if-1", "if-2"])):
+        generator = kind(*folders, device="cpu", batch_size=2)
+        together.clear()
+        whole = kind(*folders, device="cpu").generate("a cup", 3, 5)
+        np.testing.assert_array_equal(generator.generate("a cup", 3, 5), whole)
+        assert together == [3] * len(folders) + [2] * len(folders) + [1] * len(folders)
         found = generator.generate("a cup", 3, 5)
         assert found.shape == (3, 4, 4, 3)
         assert found.dtype == np.uint8
         assert not np.array_equal(found[0], found[1])
         np.testing.assert_array_equal(found, generator.generate("a cup", 3, 5))
+    local = {"local_files_only": True, "use_safetensors": True}
+    assert loaded[:2] == [("sd", local)] * 2
+    assert loaded[2:] == [("if-1", local), ("if-2", local | {"text_encoder": None})] * 2
 
 
 def test_sam_gives_its_third_mask_for_the_corners_as_foreground(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,7 +588,9 @@ def test_clip_embeds_images_and_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     library.create_model_and_transforms = lambda model, pretrained, device: (Clip(), None, None)
     library.get_tokenizer = lambda model: lambda texts: torch.ones(len(texts), 3)
     monkeypatch.setitem(sys.modules, "open_clip", library)
-    embedder = OpenClipEmbedder("file")
+    with pytest.raises(ValueError, match="weights must name a local"):
+        OpenClipEmbedder("openai")
+    embedder = OpenClipEmbedder("file.safetensors")
     found = embedder.embed([np.zeros((6, 6, 3), np.uint8), np.full((9, 5, 3), 255, np.uint8)])
     np.testing.assert_allclose(
         found[0], [-0.48145466 / 0.26862954, -0.4578275 / 0.26130258, -0.40821073 / 0.27577711], rtol=1e-4
@@ -604,6 +674,55 @@ def test_cutting_keeps_the_first_outputs() -> None:
         without_categories(network, 6)
     linear = nn.Linear(4, 5, bias=False)
     assert without_categories(linear, 2)(torch.zeros(1, 4)).shape == (1, 2)
+
+
+class HeadFirst(nn.Module):
+    """A network whose head is not its last layer in the order of its modules."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.head, self.body = nn.Conv2d(8, outputs, 1), nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).relu())
+
+
+class HeadTwice(HeadFirst):
+    """A network with an auxiliary head after the one that answers."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__(outputs)
+        self.auxiliary = nn.Conv2d(8, outputs, 1)
+
+
+def test_a_head_that_is_not_last_is_refused_only_where_it_must_be_cut() -> None:
+    images, instances = small_scenes()
+    small: dict[str, Any] = {"n_steps": 1, "batch_size": 2, "random_state": 0}
+    for kind in (HeadFirst, HeadTwice):
+        assert DiverGen(model_fn=kind, **small).fit(images, instances).predict(images).shape == images.shape[:3]
+        with pytest.raises(ValueError, match="further categories are cut off the last layer"):
+            DiverGen([patch(6, 6, category=4)], kind, **small).fit(images, instances)
+
+
+def test_entries_that_are_none_are_refused() -> None:
+    for entry in (
+        {"rgba": np.zeros((4, 4, 4), np.uint8), "category": None},
+        {"rgba": np.zeros((0, 4, 4), np.uint8), "category": 1},
+        {"rgba": np.zeros((4, 4, 4), np.uint8), "category": -1},
+        {"category": 1},
+        "x",
+    ):
+        with pytest.raises(ValueError, match="pool entry 0 must have 'rgba'"):
+            CopyPasteComposer([entry])
+    with pytest.raises(NotFittedError, match="fit"):
+        CopyPasteComposer(GenerativeInstancePool([Shapes()]))
+
+
+def test_scores_are_of_as_many_images() -> None:
+    with pytest.raises(ValueError, match="of the same pixels"):
+        intersection_over_union(np.zeros((2, 4), int), np.zeros((1, 4), int), 2)
+    with pytest.raises(ValueError, match="of the same images, got 1 and 2"):
+        average_precision([{}], [{}, {}], 2)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -139,6 +139,23 @@ def test_the_statistics_are_of_the_input_biased_and_their_norms_not_squared() ->
     assert float(statistics_loss([maps, 2 * maps], layers, 11.0, 10.0)) == pytest.approx(40 + 8 + 11 * 3)
 
 
+class Auxiliary(nn.Module):
+    """A classifier with a branch that is trained with and left out afterwards, as those of Inception."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.main = teacher()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.main(x) + self.branch(x) if self.training else self.main(x)
+
+
+def test_layers_that_no_image_reaches_do_not_count() -> None:
+    fitted, plain = (DWADistiller(given, **SMALL).fit(X, Y) for given in (Auxiliary(), teacher()))
+    np.testing.assert_allclose(fitted.loss_curve_, plain.loss_curve_, rtol=1e-5)
+
+
 # ---- the images ----
 
 
@@ -296,14 +313,20 @@ def test_what_does_not_fit_is_refused() -> None:
         DWADistiller(teacher(), channel_mean=[0.5], **SMALL).fit(X, Y)
     with pytest.raises(ValueError, match=r"one number for each of the 1 channel\(s\)"):
         DWADistiller(teacher(), channel_mean=[0.5, 0.5], channel_std=[1.0, 1.0], **SMALL).fit(X, Y)
+    with pytest.raises(ValueError, match=r"got \[nan\] and \[1\.0\]"):
+        DWADistiller(teacher(), channel_mean=[np.nan], channel_std=[1.0], **SMALL).fit(X, Y)
     with pytest.raises(NotFittedError, match="fit"):
         DWADistiller().transform()
     fitted = DWADistiller(teacher(), **SMALL).fit(X, Y)
-    with pytest.raises(ValueError, match="temperature must be above 0"):
-        fitted.soft_labels(X, 0.0)
+    for temperature in (0.0, float("nan")):
+        with pytest.raises(ValueError, match="temperature must be above 0"):
+            fitted.soft_labels(X, temperature)
     with pytest.raises(ValueError, match=r"must have 1 channel"):
         fitted.soft_labels(np.zeros((2, 3, 8, 8)))
     with pytest.raises(ValueError, match="augment must be 'crop_flip'"):
         train_on_distilled(None, X, Y, trained(), augment="twist")
-    with pytest.raises(ValueError, match="temperature must be above 0"):
-        train_on_distilled(None, X, Y, trained(), temperature=0.0)
+    for wrong in ({"temperature": 0.0}, {"temperature": float("nan")}, {"mixup_alpha": float("nan")}):
+        with pytest.raises(ValueError, match="temperature must be above 0 and mixup_alpha at least 0"):
+            train_on_distilled(None, X, Y, trained(), **wrong)
+    with pytest.raises(ValueError, match="epochs and batch_size must be at least 1, got 0 and 128"):
+        train_on_distilled(None, X, Y, trained(), epochs=0)

@@ -134,6 +134,26 @@ def test_distances_between_classes():
     np.testing.assert_allclose(few, label_distances(X[:2], y[:2], X, y, "means"))  # two rows have no covariance
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": [0, 0]}, r"y must be shaped \(3,\)"),
+        ({"y_val": [0.5, 0.5]}, "y_val must hold integers"),
+        ({"X_val": [[0.0], [1.0]]}, r"X and X_val must have rows of one length, got 2 and 1"),
+        ({"weights": [0.5, 0.5]}, r"weights must be 3 numbers"),
+        ({"weights": [1.0, 0.5, -0.5]}, "weights must be 3 numbers"),
+        ({"weights": [np.nan, 0.5, 0.5]}, "weights must be 3 numbers"),
+        ({"weights": [0.0, 0.0, 0.0]}, "weights must be 3 numbers"),
+        ({"solver": "emd"}, "solver must be 'exact' or 'sinkhorn', got 'emd'"),
+        ({"label_distance": "mean"}, "'gaussian', 'means' or 'exact', got 'mean'"),
+    ],
+)
+def test_transports_that_can_not_be_told(change, message):
+    given = {"X": np.eye(3, 2), "y": [0, 1, 1], "X_val": np.ones((2, 2)), "y_val": [0, 1]}
+    with pytest.raises(ValueError, match=message):
+        labelled_ot(**{**given, **change})
+
+
 # ---- mixtures ------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +187,12 @@ def test_projection_respects_every_limit():
         simplex_projection([1, 0, 0], 0.0, costs, 0.5)
     with pytest.raises(ValueError, match="Lower it"):
         simplex_projection([1, 0, 0], 0.4)
+    for least in (-0.1, np.nan):
+        with pytest.raises(ValueError, match="min_share must be 0 or above"):
+            simplex_projection([1, 0, 0], least)
+    for price, most in (([1, np.nan, 2], 1.0), ([1, 1, 2], np.nan)):
+        with pytest.raises(ValueError, match="costs and budget must be finite"):
+            simplex_projection([1, 0, 0], 0.0, price, most)
     np.testing.assert_allclose(simplex_projection([0, 0, 9], 0.0, costs, 1.0), [1, 0, 0])
 
 
@@ -265,6 +291,22 @@ def test_a_log_of_runs_is_enough(found):
     assert found.predict([p], 160)[0] > found.predict([found.select(160)[0]], 160)[0] - 0.05
 
 
+def test_columns_of_a_log_are_told_by_their_numbers(found):
+    log = found.table_.assign(p_value=0.01)
+    again = Projektor(form=found.form_).fit_from_log(log)
+    turned = Projektor(form=found.form_).fit_from_log(log[["p_value", "p_3", "score", "p_1", "ot", "p_2", "n"]])
+    P = np.array([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]])
+    np.testing.assert_allclose(turned.predict(P, 160), again.predict(P, 160))
+    many = pd.DataFrame(np.random.default_rng(0).dirichlet(np.ones(11), 20), columns=[f"p_{i + 1}" for i in range(11)])
+    many = pd.concat([many.assign(n=n, ot=1.0, score=many["p_2"]) for n in (10, 20)])
+    by_name = many[sorted(many.columns)]  # p_1, p_10, p_11, p_2
+    best = np.eye(11)[[1]]
+    forth, back = (Projektor(form="cs").fit_from_log(log).predict(best, 20) for log in (many, by_name))
+    assert forth == pytest.approx(back)
+    with pytest.raises(ValueError, match="must have the columns p_1, p_2"):
+        Projektor().fit_from_log(log.rename(columns={"p_2": "p_5"}))
+
+
 def test_losses_are_brought_down(pilots):
     sources, X_val, y_val = pilots
     loss = planner(scorer=lambda model, X, y: 1 - model.score(X, y), greater_is_better=False, n0=60, n1=120)
@@ -302,8 +344,12 @@ def test_what_can_not_be_fitted_is_named(pilots):
         planner().fit([sources[0], (sources[1][0][:0], [])], X_val, y_val)
     with pytest.raises(ValueError, match="Row 0 of compositions is not on the simplex"):
         planner(compositions=[[0.5, 0.4, 0.0]]).fit(*pilots)
-    with pytest.raises(ValueError, match="At least 4 mixtures"):
+    with pytest.raises(ValueError, match="At least 4 different mixtures"):
         planner(compositions=np.eye(3)).fit(*pilots)
+    with pytest.raises(ValueError, match="At least 4 different mixtures are needed to fit the regressions, got 2"):
+        planner(compositions=[[0.5, 0.5, 0.0], [0.5, 0.0, 0.5]] * 3, n0=20, n1=30).fit(*pilots)
+    with pytest.raises(ValueError, match=r"rows of one length, got \[5, 64\]"):
+        planner().fit(sources, X_val[:, :5], y_val)
     with pytest.raises(ValueError, match="scorer gave nan"):
         planner(scorer=lambda model, X, y: np.nan).fit(*pilots)
 
@@ -313,8 +359,9 @@ def test_what_can_not_be_asked_is_named(found):
         found.predict([[0.5, 0.5, 0.1]], 160)
     with pytest.raises(ValueError, match=r"must be shaped \(k, 3\)"):
         found.predict([[0.5, 0.5]], 160)
-    with pytest.raises(ValueError, match="N must be a positive"):
-        found.predict([[0.5, 0.25, 0.25]], 0)
+    for N in (0, np.inf, np.nan):
+        with pytest.raises(ValueError, match="N must be a positive"):
+            found.predict([[0.5, 0.25, 0.25]], N)
     with pytest.raises(ValueError, match="one of the sizes fitted"):
         found.ot_distance([0.5, 0.25, 0.25], 100)
     with pytest.warns(UserWarning, match="no need to predict"):
