@@ -488,7 +488,7 @@ class SP2OTClustering(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
     def _start(self, rows: Tensor, views: View, seed: int) -> nn.Module:
         """The backbone whose last block is to be trained."""
         if self.backbone is not None:
-            backbone = make_encoder(self.backbone, rows.shape[1])
+            backbone = make_encoder(self.backbone, rows.shape[1]).cpu()
             feature_width(backbone, rows[:1])
             return backbone
         encoder: ConvEncoder | MLPEncoder
