@@ -41,6 +41,8 @@ from models.registry import register
 from models.training import Row, Trainer, adam
 
 WIDEST_LATENT = 64
+NARROWEST = 8
+"""Units of a layer at least: half of two columns is one unit, which sees nothing of them."""
 
 # The network and its loss ------------------------------------------------------------------------------------------
 
@@ -57,6 +59,8 @@ def layers(widths: list[int], p_dropout: float) -> nn.Sequential:
 class PBNNetwork(nn.Module):
     """Encoder of widths d, 3d/4, d/2, latent; a decoder that mirrors it and a linear head, both on z = e / |e|.
 
+    The inner widths are 8 at least.
+
     Parameters
     ----------
     n_features, n_known, latent_dim : int
@@ -65,7 +69,8 @@ class PBNNetwork(nn.Module):
 
     def __init__(self, n_features: int, n_known: int, latent_dim: int, p_dropout: float = 0.1) -> None:
         super().__init__()
-        widths = [n_features, max(1, 3 * n_features // 4), max(1, n_features // 2), latent_dim]
+        inner = (max(NARROWEST, 3 * n_features // 4), max(NARROWEST, n_features // 2))
+        widths = [n_features, *inner, latent_dim]
         self.encoder = layers(widths, p_dropout)
         self.decoder = layers(widths[::-1], p_dropout)
         self.head = nn.Linear(latent_dim, n_known)
@@ -121,7 +126,7 @@ class PBN(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Novel classes; when None, estimated by :func:`~models.discover.hidden_classes.estimate_n_novel` in the latent
         space.
     latent_dim : int, optional
-        As many as features, at most 64, when None. Published settings go from 11 to 768.
+        As many as features, from 8 to 64, when None. Published settings go from 11 to 768.
     w : float, default=0.5
         Weight of the classification against the reconstruction, in [0, 1]; published settings go from 0.06 to 0.97.
     lr : float, default=1e-3
@@ -290,7 +295,7 @@ class PBN(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         for number, label in enumerate(self._head_classes):
             targets[table.labels == label] = number
         d = table.rows.shape[1]
-        self.network_ = PBNNetwork(d, len(self.classes_), self.latent_dim or min(d, WIDEST_LATENT), self.p_dropout)
+        self.network_ = PBNNetwork(d, len(self.classes_), self._latent_dim(d), self.p_dropout)
         trainer = PBNTrainer(
             self.network_,
             self.w,
@@ -303,6 +308,9 @@ class PBN(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         )
         self.history_ = trainer.fit(torch.tensor(table.rows, dtype=torch.float32), torch.from_numpy(targets)).history
         self.network_.cpu()
+
+    def _latent_dim(self, d: int) -> int:
+        return self.latent_dim or int(np.clip(d, NARROWEST, WIDEST_LATENT))
 
     def _latent(self, rows: Matrix, normalized: bool) -> Matrix:
         encoded = predict_in_batches(self.encoder_, torch.tensor(rows, dtype=torch.float32)).double()
