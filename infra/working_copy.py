@@ -38,7 +38,7 @@ def pull(root: Path) -> int:
         raise StoreError(
             f"The data that {PIN} names could not be fetched: {error}. Check the remote with `dvc remote list`."
         ) from error
-    return int(found.get("fetched", 0))
+    return int(found["stats"]["fetched"])
 
 
 def names(root: Path) -> list[str]:
