@@ -143,6 +143,8 @@ class Erasures:
         ------
         ConfigurationError
             If there are no ids.
+        ErasureError
+            If the working copy can not be rewritten: it is a link, or files that are no Parquet hold something.
         DataError
             If an id is unknown, if the same bytes stand under other ids and `copies` does not say what to do, or if a
             class would lose its last row.
@@ -150,6 +152,11 @@ class Erasures:
         wanted = {str(identity) for identity in ids if str(identity).strip()}
         if not wanted:
             raise ConfigurationError("No ids were given. Name them, or a file with one id a line: `--ids FILE`.")
+        if (self.root / DATA).is_symlink():
+            raise ErasureError(
+                f"{DATA} is a link to {(self.root / DATA).resolve()}, and an erasure replaces the folder: what the "
+                "link leads to would stay. Move the folder to where the link is, then try again."
+            )
         if self.project.object_store is not None:  # versions that only the store has may hold rows as well
             DataRemote(self.project.versions, self.project.object_store).pull()
         sources = self._sources(data)

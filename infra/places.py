@@ -153,12 +153,12 @@ class Places:
         artifacts = self.project.settings.artifact_root or ""
         if artifacts.startswith("file://"):
             wanted.append(("MLflow artifacts", Path(artifacts.removeprefix("file://"))))
-        kept: list[tuple[str, Path]] = []
+        kept: dict[Path, tuple[str, Path]] = {}  # by where links lead, so that nothing is searched twice
         for label, folder in wanted:
             whole = folder.resolve()
-            if whole.exists() and not any(whole.is_relative_to(other) for _, other in kept):
-                kept.append((label, whole))
-        return kept
+            if whole.exists() and not any(whole.is_relative_to(other) for other in kept):
+                kept[whole] = (label, folder)
+        return list(kept.values())
 
     @cached_property
     def caches(self) -> list[Path]:

@@ -127,6 +127,21 @@ def test_files_that_can_not_be_rewritten_are_named_first(people):
         Erasures(people).examine(["p-000003"])
 
 
+def test_a_working_copy_behind_a_link_is_refused_before_anything_happens(people, tmp_path):
+    (people.root / "data").rename(tmp_path / "disk")
+    (people.root / "data").symlink_to(tmp_path / "disk")
+    with pytest.raises(ErasureError, match=r"data is a link to .*disk, .* Move the folder to where the link is"):
+        Erasures(people).examine(["p-000003"])
+
+
+def test_folders_behind_links_are_searched_under_their_own_names(people, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "page.html").write_text("row p-000003")
+    (people.root / "reports").symlink_to(tmp_path / "disk")
+    found = Places(people).search(traces.Search("salt", traces.of_id("salt", "p-000003")), only="reports").findings
+    assert [(f.place, f.where) for f in found] == [("reports", "reports/page.html")]
+
+
 def test_a_draft_killed_between_the_renames_is_taken_up(people):
     erasures = Erasures(people)
     request = erasures.begin(*erasures.examine(["p-000003"]))
