@@ -27,10 +27,10 @@ from infra import datasets as ds
 from infra.errors import ConfigurationError, DatasetFormatError
 from infra.files import file_digest, json_digest
 from infra.runner import runner
+from models.curate.survey import Decontaminator, Readable, make_step
 from models.curate.text_documents import SPLITTER, CorpusFilter, Decision, Document, after
 from models.curate.text_hashing import Hashes, jaccard, shingles, text_key, uniform_of
 from models.curate.text_minhash import MinHashDedup, band_keys_of, has_words, join_candidates, representatives
-from models.curate.text_pipeline import Decontaminator, Readable, make_step
 from models.curate.text_resampling import DSIR, bucket_counts, gumbel_top, log_ratio
 from models.selection import kept_rows
 
@@ -70,7 +70,7 @@ class TextPlan:
     evaluation : mapping of str to tuple of str
         Benchmarks whose passages must not be in the result.
     decontaminate : mapping
-        Parameters of :class:`~models.curate.text_pipeline.Decontaminator`.
+        Parameters of :class:`~models.curate.survey.Decontaminator`.
     """
 
     filters: tuple[tuple[str, Mapping[str, Any]], ...] = FILTERS
@@ -473,7 +473,7 @@ def _check(plan: TextPlan) -> None:
                 raise ValueError(
                     f"The step {name!r} does not look at one document at a time. Near and exact duplicates, resampling "
                     "and decontamination have fields of their own in the plan; others run in memory, see "
-                    "models.curate.text_pipeline."
+                    "models.curate.survey."
                 )
             step._validate_params()
         for method in (_minhash(plan), _dsir(plan)):

@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Value
 
 from infra import datasets as ds
 from infra.errors import ConfigurationError, DatasetFormatError
-from models.curate.text_pipeline import TextCurationPipeline
+from models.curate.survey import TextCurationPipeline
 from models.curate.text_resampling import DSIR
 from tasks import curate_text as stage
 from tasks.curate_text import TextPlan, curate_text, write_curated
