@@ -241,8 +241,8 @@ class DSIR(Selector):
         Raises
         ------
         ValueError
-            If a corpus is empty, the budget or a quota is above the documents long enough, or quotas and targets do
-            not have the same names.
+            If a corpus is empty, the budget or the sum of quotas is above the documents long enough, a quota is
+            negative, or quotas and targets do not have the same names.
 
         Warns
         -----
@@ -322,6 +322,8 @@ class DSIR(Selector):
             return [int(q) for q in shares_of_classes([1_000_000] * len(names), self._resolve(self.budget))]
         if set(quotas) != set(names):
             raise ValueError(f"quotas name {sorted(quotas)}, but the targets are {sorted(names)}. Name each once.")
+        if negative := [name for name in names if quotas[name] < 0]:
+            raise ValueError(f"quotas must not be negative, got {quotas[negative[0]]} for {negative[0]!r}.")
         self._resolve(sum(quotas.values()), "The sum of quotas")
         return [int(quotas[name]) for name in names]
 
