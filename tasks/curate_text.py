@@ -381,7 +381,8 @@ def _near_copies(shards: list[Shard], minhash: MinHashDedup, ids: list[str], lef
 
     similar = None if minhash.verify is None else _comparison(shards, minhash, _in_a_bucket(bands(), told))
     labels = join_candidates(bands(), len(ids), similar, told).labels()
-    kept = told[representatives(labels[told], lengths[told], [ids[row] for row in told])]
+    confirmed = None if similar is None else lambda first, second: similar(int(told[first]), int(told[second]))
+    kept = told[representatives(labels[told], lengths[told], [ids[row] for row in told], confirmed)]
     return {
         int(row): ("minhash", "near_duplicate", float(stays))
         for row, stays in zip(told, kept, strict=True)
@@ -479,6 +480,8 @@ def _check(plan: TextPlan) -> None:
         for method in (_minhash(plan), _dsir(plan)):
             if method is not None:
                 method._validate_params()
+        if plan.evaluation:
+            Decontaminator(plan.evaluation, **plan.decontaminate)._validate_params()
     except (TypeError, ValueError) as error:
         raise ConfigurationError(str(error)) from error
 

@@ -202,6 +202,10 @@ def test_what_can_not_be_curated_is_refused(tmp_path):
         curate_text(folder, "train", tmp_path / "work", TextPlan(filters=(("gopher-quality", {"min_words": -3}),)))
     with pytest.raises(ConfigurationError, match="unexpected keyword argument 'band'"):
         curate_text(folder, "train", tmp_path / "work", TextPlan(minhash={"band": 3}))
+    for wrong in ({"ngram": 0}, {"mode": "burn"}, {"words": 3}):
+        with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+            curate_text(folder, "train", tmp_path / "none", TextPlan(evaluation={"exam": (EXAM,)}, decontaminate=wrong))
+    assert not (tmp_path / "none").exists()  # told before anything was read
     with pytest.raises(ValueError, match="budget=500 must lie in"):
         curate_text(folder, "train", tmp_path / "work", TextPlan(target=TARGET, dsir={"budget": 500, "min_tokens": 1}))
     ds.write_split(Dataset.from_dict({"id": ["a"], "words": ["x"]}), tmp_path / "other", "train")
