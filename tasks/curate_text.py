@@ -31,7 +31,7 @@ from models.curate.survey import Decontaminator, Readable, make_step
 from models.curate.text_documents import SPLITTER, CorpusFilter, Decision, Document, after
 from models.curate.text_hashing import Hashes, jaccard, shingles, text_key, uniform_of
 from models.curate.text_minhash import MinHashDedup, band_keys_of, has_words, join_candidates, representatives
-from models.curate.text_resampling import DSIR, bucket_counts, gumbel_top, log_ratio
+from models.curate.text_resampling import DSIR, bucket_counts, gumbel_top, log_ratio, warn_of_small_target
 from models.selection import kept_rows
 
 FILTERS: tuple[tuple[str, Mapping[str, Any]], ...] = (
@@ -124,13 +124,13 @@ class Shard:
         return ds.Split(self.folder, self.split, self.number)
 
     def documents(self) -> Iterator[list[Document]]:
-        """Documents as they lie in the data set; without ids they are numbered through."""
+        """Documents as they lie in the data set; without ids they are numbered through the split."""
         source = self.source()
         names = [name for name in ("id", "text") if name in source.column_names]
-        row = 0
+        row = 0 if "id" in names else sum(map(ds.rows_of, ds.Split(self.folder, self.split).shards[: self.number]))
         for part in source.parts(names):
             texts = part["text"].cast(pa.large_binary()).to_pylist()  # not every file holds the UTF-8 it promises
-            ids = part["id"].to_pylist() if "id" in names else [f"{self.number}-{row + i}" for i in range(len(part))]
+            ids = part["id"].to_pylist() if "id" in names else range(row, row + len(part))
             row += len(part)
             yield [
                 Document(str(key), (text or b"").decode("utf-8", "surrogateescape"))
@@ -416,7 +416,8 @@ def _resample(shards: list[Shard], plan: TextPlan, dropped: Drops) -> Drops:
     _write_once(home / "copies.parquet", lambda: _as_table(dropped))
     _map(count_shard, shards, "count")
     raw = np.sum([pq.read_table(shard.result("count"))["count"].to_numpy() for shard in shards], axis=0)
-    target, _ = bucket_counts(plan.target, dsir.ngrams, dsir.buckets, dsir.hash)
+    target, lengths = bucket_counts(plan.target, dsir.ngrams, dsir.buckets, dsir.hash)
+    warn_of_small_target(int(lengths.sum()), dsir.target_smoothing, dsir.buckets)
     wanted = np.asarray(target.sum(axis=0)).ravel()
     if not raw.sum() or not wanted.sum():
         raise ValueError(f"{'The target' if raw.sum() else 'What the filters left'} holds no words to compare by.")
