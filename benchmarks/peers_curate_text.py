@@ -53,10 +53,17 @@ def datatrove(texts: list[str]) -> list[int]:
         MinhashDedupSignature,
     )
     from datatrove.utils.hashing import HashConfig
+    from datatrove.utils.text import TextNormConfig
     from loguru import logger
 
     logger.remove()
-    config = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8, hash_config=HashConfig(precision=64))
+    config = MinhashConfig(
+        n_grams=5,
+        num_buckets=14,
+        hashes_per_bucket=8,
+        hash_config=HashConfig(precision=64),
+        norm_config=TextNormConfig(norm_numbers=False),  # numbers made equal would bring the planted words together
+    )
 
     def documents() -> Any:
         return (Document(text=text, id=str(row)) for row, text in enumerate(texts))
