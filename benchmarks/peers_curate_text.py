@@ -1,23 +1,25 @@
 """MinHash deduplication beside datatrove, and the engines of its signatures: the same texts, sizes, core and run.
 
 datatrove (Penedo et al., "DataTrove: large scale data processing", Apache-2.0) deduplicated FineWeb; it is given a
-splitter at white space, the lightest it has, after its own simplification of the text. Its four steps run one after
-another in one process, as ours does. datasketch and rensa (both MIT) make signatures of the same hashed shingles.
+splitter at white space, lighter than any of its own, after its own simplification of the text. Its four steps run one
+after another in one process, as ours does. datasketch and rensa (both MIT) make signatures of the same hashed shingles.
 
 ``python -m benchmarks.peers_curate_text TOOL TEXTS.parquet`` measures one tool in a process of its own, as the peak of
-memory needs, and prints JSON. TOOL is clearwell, shards or datatrove.
+memory needs, and prints JSON. TOOL is clearwell, shards or datatrove. Seconds are those of a processor, over all
+threads: what else runs on the machine does not count.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,7 @@ def clearwell(texts: list[str]) -> list[int]:
 
 def datatrove(texts: list[str]) -> list[int]:
     """Rows kept by datatrove's four steps."""
+    import xxhash
     from datatrove.data import Document
     from datatrove.pipeline.dedup.minhash import (
         MinhashConfig,
@@ -50,17 +53,27 @@ def datatrove(texts: list[str]) -> list[int]:
         MinhashDedupSignature,
     )
     from datatrove.utils.hashing import HashConfig
+    from datatrove.utils.text import TextNormConfig
     from loguru import logger
 
     logger.remove()
-    config = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8, hash_config=HashConfig(precision=64))
+    config = MinhashConfig(
+        n_grams=5,
+        num_buckets=14,
+        hashes_per_bucket=8,
+        hash_config=HashConfig(precision=64),
+        norm_config=TextNormConfig(norm_numbers=False),  # numbers made equal would bring the planted words together
+    )
 
     def documents() -> Any:
         return (Document(text=text, id=str(row)) for row, text in enumerate(texts))
 
     with tempfile.TemporaryDirectory() as folder:
         parts = {name: f"{folder}/{name}" for name in ("signatures", "buckets", "remove")}
-        MinhashDedupSignature(parts["signatures"], config, language="bal_Arab").run(documents(), 0, 1)
+        signatures = MinhashDedupSignature(parts["signatures"], config, language="bal_Arab")
+        signatures.word_tokenizer = SimpleNamespace(word_tokenize=str.split)  # its own need spaCy, or data of NLTK
+        signatures._hash_func = lambda text: xxhash.xxh64_intdigest(text.encode())  # as xxHash 4 wants it
+        signatures.run(documents(), 0, 1)
         for band in range(14):
             MinhashDedupBuckets(parts["signatures"], parts["buckets"], config=config).run(None, band, 14)
         MinhashDedupCluster(parts["buckets"], parts["remove"], config).run(None, 0, 1)
@@ -80,17 +93,24 @@ TOOLS: dict[str, Callable[[list[str]], list[int]]] = {"clearwell": clearwell, "d
 
 
 def measure(tool: str, path: Path) -> dict[str, Any]:
-    """Seconds, memory and rows kept of one tool in this process, compiled code loaded beforehand."""
+    """Processor seconds, memory and rows kept of one tool in this process, compiled code loaded beforehand."""
     texts = [] if tool == "shards" else pq.read_table(path, columns=["text"])["text"].to_pylist()
     clearwell(["a text to load compiled code with", "another"])
+    if tool == "shards":
+        importlib.import_module("tasks.curate_text")
     if tool == "datatrove":
         datatrove(["one two three four five six", "a b c d e f g"])
     before = psutil.Process().memory_info().rss
-    started = time.perf_counter()
+    started = time.process_time()
     kept = shards(path) if tool == "shards" else TOOLS[tool](texts)
-    seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "before": before / MEBIBYTE, "peak": peak / MEBIBYTE, "kept": kept}
+    seconds = time.process_time() - started
+    return {"seconds": seconds, "before": before / MEBIBYTE, "peak": peak_memory() / MEBIBYTE, "kept": kept}
+
+
+def peak_memory() -> int:
+    """Most bytes this process held; getrusage would count what its parent held when it was forked."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
 
 
 def in_a_process_of_its_own(tool: str, path: Path) -> dict[str, Any]:
@@ -149,9 +169,9 @@ def engines(sets: Sequence[NDArray[np.uint64]], pairs: NDArray[np.int64], exact:
     signatures_of(sets[:2], chosen)
     rows = []
     for name, make in made.items():
-        started = time.perf_counter()
+        started = time.process_time()
         found = make()
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         matrix = np.asarray(found)
         error = (matrix[pairs[:, 0]] == matrix[pairs[:, 1]]).mean(axis=1) - exact
         rows.append({

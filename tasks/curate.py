@@ -216,7 +216,7 @@ def text_plan(config: CurateConfig) -> TextPlan:
     if config.wanted:
         given["target"] = _texts_of(config.wanted)
     if given.get("target"):
-        drawn = {"budget": as_budget(config.budget), "random_state": config.seed}
+        drawn = {"budget": as_budget(config.budget), "random_state": config.seed, "target_smoothing": 1.0}
         given["dsir"] = drawn | dict(given.get("dsir", {}))
     if config.evaluation:
         given["evaluation"] = {Path(name).stem: _texts_of(name) for name in config.evaluation}

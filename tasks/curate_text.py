@@ -27,11 +27,11 @@ from infra import datasets as ds
 from infra.errors import ConfigurationError, DatasetFormatError
 from infra.files import file_digest, json_digest
 from infra.runner import runner
+from models.curate.survey import Decontaminator, Readable, make_step
 from models.curate.text_documents import SPLITTER, CorpusFilter, Decision, Document, after
 from models.curate.text_hashing import Hashes, jaccard, shingles, text_key, uniform_of
 from models.curate.text_minhash import MinHashDedup, band_keys_of, has_words, join_candidates, representatives
-from models.curate.text_pipeline import Decontaminator, Readable, make_step
-from models.curate.text_resampling import DSIR, bucket_counts, gumbel_top, log_ratio
+from models.curate.text_resampling import DSIR, bucket_counts, gumbel_top, log_ratio, warn_of_small_target
 from models.selection import kept_rows
 
 FILTERS: tuple[tuple[str, Mapping[str, Any]], ...] = (
@@ -70,7 +70,7 @@ class TextPlan:
     evaluation : mapping of str to tuple of str
         Benchmarks whose passages must not be in the result.
     decontaminate : mapping
-        Parameters of :class:`~models.curate.text_pipeline.Decontaminator`.
+        Parameters of :class:`~models.curate.survey.Decontaminator`.
     """
 
     filters: tuple[tuple[str, Mapping[str, Any]], ...] = FILTERS
@@ -124,13 +124,13 @@ class Shard:
         return ds.Split(self.folder, self.split, self.number)
 
     def documents(self) -> Iterator[list[Document]]:
-        """Documents as they lie in the data set; without ids they are numbered through."""
+        """Documents as they lie in the data set; without ids they are numbered through the split."""
         source = self.source()
         names = [name for name in ("id", "text") if name in source.column_names]
-        row = 0
+        row = 0 if "id" in names else sum(map(ds.rows_of, ds.Split(self.folder, self.split).shards[: self.number]))
         for part in source.parts(names):
             texts = part["text"].cast(pa.large_binary()).to_pylist()  # not every file holds the UTF-8 it promises
-            ids = part["id"].to_pylist() if "id" in names else [f"{self.number}-{row + i}" for i in range(len(part))]
+            ids = part["id"].to_pylist() if "id" in names else range(row, row + len(part))
             row += len(part)
             yield [
                 Document(str(key), (text or b"").decode("utf-8", "surrogateescape"))
@@ -381,7 +381,8 @@ def _near_copies(shards: list[Shard], minhash: MinHashDedup, ids: list[str], lef
 
     similar = None if minhash.verify is None else _comparison(shards, minhash, _in_a_bucket(bands(), told))
     labels = join_candidates(bands(), len(ids), similar, told).labels()
-    kept = told[representatives(labels[told], lengths[told], [ids[row] for row in told])]
+    confirmed = None if similar is None else lambda first, second: similar(int(told[first]), int(told[second]))
+    kept = told[representatives(labels[told], lengths[told], [ids[row] for row in told], confirmed)]
     return {
         int(row): ("minhash", "near_duplicate", float(stays))
         for row, stays in zip(told, kept, strict=True)
@@ -415,7 +416,8 @@ def _resample(shards: list[Shard], plan: TextPlan, dropped: Drops) -> Drops:
     _write_once(home / "copies.parquet", lambda: _as_table(dropped))
     _map(count_shard, shards, "count")
     raw = np.sum([pq.read_table(shard.result("count"))["count"].to_numpy() for shard in shards], axis=0)
-    target, _ = bucket_counts(plan.target, dsir.ngrams, dsir.buckets, dsir.hash)
+    target, lengths = bucket_counts(plan.target, dsir.ngrams, dsir.buckets, dsir.hash)
+    warn_of_small_target(int(lengths.sum()), dsir.target_smoothing, dsir.buckets)
     wanted = np.asarray(target.sum(axis=0)).ravel()
     if not raw.sum() or not wanted.sum():
         raise ValueError(f"{'The target' if raw.sum() else 'What the filters left'} holds no words to compare by.")
@@ -473,12 +475,14 @@ def _check(plan: TextPlan) -> None:
                 raise ValueError(
                     f"The step {name!r} does not look at one document at a time. Near and exact duplicates, resampling "
                     "and decontamination have fields of their own in the plan; others run in memory, see "
-                    "models.curate.text_pipeline."
+                    "models.curate.survey."
                 )
             step._validate_params()
         for method in (_minhash(plan), _dsir(plan)):
             if method is not None:
                 method._validate_params()
+        if plan.evaluation:
+            Decontaminator(plan.evaluation, **plan.decontaminate)._validate_params()
     except (TypeError, ValueError) as error:
         raise ConfigurationError(str(error)) from error
 

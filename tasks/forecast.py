@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from infra.runner import runner
 from models.base import isolated_seed, predict_in_batches
-from models.curate.filtering_laws import DataFilteringLaw, effective_samples
+from models.curate.filtering_laws import DataFilteringLaw, FilteringLawWarning, effective_samples
 from models.curate.mixtures import drawn_counts
 from models.curate.projektor import Projektor
 from models.networks.heads import SplitClassifier
@@ -241,7 +241,7 @@ class Forecaster:
         began = time.perf_counter()
         self.runs_ = self._single_runs()
         lowest = float(self.runs_["error"].min())
-        self.law_ = DataFilteringLaw(
+        law = DataFilteringLaw(
             1.0,
             a_grid=(0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32),
             d_grid=[lowest * share for share in (0.0, 0.3, 0.6, 0.9)],
@@ -251,7 +251,10 @@ class Forecaster:
             weighting="size",
             n_bootstrap=REFITS,
             random_state=self.seed,
-        ).fit(self.runs_)
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FilteringLawWarning)  # what it warns of stands in the plan's notes
+            self.law_ = law.fit(self.runs_)
         self.projektor_ = self._mixed_runs()
         mixed = 2 * len(self.projektor_.table_)
         self.trainings_ = len(self.runs_) + mixed

@@ -179,6 +179,9 @@ def cautions(forecaster: Forecaster, choice: Choice) -> list[str]:
     short = [str(pool) for pool, known in forecaster.law_.params_["at_bound"].items() if known]
     if short:
         found.append(f"How fast these pools wear out lies at the edge of what was tried: {', '.join(short)}.")
+    rising = [str(pool) for pool, known in forecaster.law_.params_["rising"].items() if known]
+    if rising:
+        found.append(f"More passes did harm in the pilots, which filtering-laws can not say: {', '.join(rising)}.")
     small = [pool.name for pool in forecaster.ground.pools if len(pool) < forecaster.pilot]
     if small:
         found.append(f"Smaller than a pilot, so the whole pool was its pilot: {', '.join(small)}.")

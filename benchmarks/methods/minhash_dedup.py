@@ -152,7 +152,7 @@ def speed(evidence: Evidence) -> None:
             rows.append({
                 "tool": name,
                 "rows a second on one core": round(len(texts) / done["seconds"]),
-                "seconds": round(done["seconds"], 1),
+                "processor seconds": round(done["seconds"], 1),
                 "MiB before": round(done["before"]),
                 "MiB at peak": round(done["peak"]),
                 "kept": len(kept),

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 
 from benchmarks.data import package_descriptions
 from benchmarks.evidence import Evidence
-from models.curate.survey import Taxonomy
+from models.curate.survey import Decontaminator, Step, TextCurationPipeline
+from models.curate.taxonomy import Taxonomy
 from models.curate.text_documents import Document, sentences, simplified_words, words
 from models.curate.text_filters import C4Filter, FineWebFilter, GopherQuality, GopherRepetition
-from models.curate.text_pipeline import Decontaminator, Step, TextCurationPipeline
 from tasks.curate_text import TextPlan, curate_text
 
 CHECKED = 5000

@@ -10,6 +10,7 @@ again. From that the error of every union of buckets follows at every budget, wi
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 from numbers import Integral, Real
@@ -31,9 +32,12 @@ Floats = NDArray[np.float64]
 
 SHARED_A = (0.01, 0.015, 0.018, 0.02, 0.022, 0.025, 0.03)
 SHARED_D = np.linspace(0.02, 0.15, 10)
-BEST_STARTS = 10
 MOST_SUBSETS_OF = 15
 COLUMNS = ("pool", "samples_seen", "pool_size", "error")
+
+
+class FilteringLawWarning(UserWarning):
+    """The runs say something that the law can not, or lie at the edge of what was tried."""
 
 
 # ---- the law ------------------------------------------------------------------------------------------------
@@ -130,6 +134,12 @@ class _Law(BaseEstimator):
             raise ValueError("samples_seen and pool_size must be positive in every run.")
         if (numbers[:, 2] <= 0).any():
             raise ValueError("error must be positive in every run: 1 - metric, as a fraction and not in percent.")
+        sizes = frame.groupby("pool", sort=False)["pool_size"].nunique()
+        if (sizes > 1).any():
+            raise ValueError(
+                f"Pools {sizes.index[sizes > 1].tolist()} come with more than one pool_size. Give runs on pools of "
+                "different sizes different names; `resized` then predicts for other sizes."
+            )
         mean = frame.groupby(["pool", "samples_seen"], sort=False, as_index=False).agg(
             pool_size=("pool_size", "first"), error=("error", "mean")
         )
@@ -265,7 +275,8 @@ class DataFilteringLaw(_Law):
     Attributes
     ----------
     params_ : DataFrame
-        A row a pool: size, a, b, tau, sse, and whether tau could be told (``identifiable``) or lies at a bound.
+        A row a pool: size, a, b, tau, sse, whether tau could be told (``identifiable``) or lies at a bound
+        (``at_bound``), and whether the errors measured rise over the last three budgets (``rising``).
     a_, d_ : float
     utility_, half_life_ : dict of pool to float
         b and tau; nan for a half-life that the runs can not tell.
@@ -352,11 +363,19 @@ class DataFilteringLaw(_Law):
         Raises
         ------
         ValueError
-            For missing columns, too few budgets, numbers that are not positive and finite, or errors not above `d`.
+            For missing columns, too few budgets, a pool of several sizes, numbers that are not positive and finite, or
+            errors not above `d`.
+
+        Warns
+        -----
+        FilteringLawWarning
+            When a half-life lies at the edge of `tau_bounds`, or errors rise with passes, which the law can not say.
         """
         self._validate_params()
         points = self._read(runs)
         self.params_, self.a_, self.d_ = self._fit(points)
+        self.params_["rising"] = [_rises(points[points["pool"] == pool]) for pool in self.params_.index]
+        self._warn()
         self.utility_ = self.params_["b"].to_dict()
         known = self.params_["identifiable"]
         self.half_life_ = self.params_["tau"].where(known).to_dict()
@@ -370,14 +389,33 @@ class DataFilteringLaw(_Law):
         self.bootstrap_ = [self._fit(self._resampled(frame, random))[0] for _ in range(self.n_bootstrap)]
         return self
 
+    def _warn(self) -> None:
+        told = self.params_
+        edge = told.index[told["at_bound"] & told["identifiable"]].tolist()
+        if edge:
+            warnings.warn(
+                f"How fast the pools wear out {edge} can not be told: it lies at the edge of tau_bounds="
+                f"{tuple(self.tau_bounds)}. Widen them, or add runs of more passes.",
+                FilteringLawWarning,
+                stacklevel=3,
+            )
+        rising = told.index[told["rising"]].tolist()
+        if rising:
+            warnings.warn(
+                f"In the runs the error of {rising} rises over its last three budgets: more passes hurt, which the law "
+                "can not say. Leave these budgets out, or train so that more passes do no harm.",
+                FilteringLawWarning,
+                stacklevel=3,
+            )
+
     def predict_mixture(self, pools: Sequence[Hashable], samples_seen: ArrayLike) -> Floats:
         """Error of training on the union of `pools`, at one or several budgets in samples seen.
 
         Raises
         ------
         ValueError
-            For pools that were not in `fit`, pools of unequal size under uniform weighting, or budgets that are not
-            positive.
+            For pools that were not in `fit`, pools of unequal size under uniform weighting or with scales of their own,
+            or budgets that are not positive.
         """
         if not np.all(np.asarray(samples_seen, dtype=np.float64) > 0):
             raise ValueError(f"samples_seen must be positive, got {samples_seen!r}.")
@@ -446,15 +484,24 @@ class DataFilteringLaw(_Law):
     # ---- fitting
 
     def _curve(self, params: pd.DataFrame, samples: ArrayLike) -> Floats:
-        scale = float(params["a"].mean()) / self.normalizer
         return mixture_curve(
             samples,
             params["size"].tolist(),
-            scale,
+            self._scale(params),
             params["b"].tolist(),
             params["tau"].tolist(),
             float(params["d"].iloc[0]),
         )
+
+    def _scale(self, params: pd.DataFrame) -> float:
+        """The scale that all pools of a union share (step 4)."""
+        scales = params["a"].to_numpy(dtype=np.float64)
+        if not np.allclose(scales, scales[0], rtol=1e-6, atol=0.0):
+            raise ValueError(
+                f"The pools {params.index.tolist()} have scales of their own ({scales.tolist()}), and the law for "
+                "unions needs one for all. Fit with shared_a=True."
+            )
+        return float(scales[0]) / self.normalizer
 
     def _fit(self, points: pd.DataFrame) -> tuple[pd.DataFrame, float, float]:
         """Steps 6 and 7: (b, tau) of each pool for each (a, d); the pair of least mean squared error stays."""
@@ -549,8 +596,15 @@ class DataFilteringLaw(_Law):
         )
 
 
+def _rises(points: pd.DataFrame) -> bool:
+    last = points.sort_values("samples_seen")["error"].to_numpy()[-3:]
+    return bool((np.diff(last) > 0).all())
+
+
 class EffectiveDataLaw(DataFilteringLaw):
     """The data-constrained baseline: repetition makes samples count less, and their utility stays.
+
+    In a union the utility is the mean over the samples by what each still counts.
 
     Parameters, attributes and errors are those of :class:`DataFilteringLaw`; tau is the half-life of a sample's count.
 
@@ -579,10 +633,12 @@ class EffectiveDataLaw(DataFilteringLaw):
     def _curve(self, params: pd.DataFrame, samples: ArrayLike) -> Floats:
         sizes, taus = params["size"].to_numpy(dtype=np.float64), params["tau"].to_numpy(dtype=np.float64)
         share, b = sizes / sizes.sum(), params["b"].to_numpy(dtype=np.float64)
-        scale, d = float(params["a"].mean()) / self.normalizer, float(params["d"].iloc[0])
+        scale, d = self._scale(params), float(params["d"].iloc[0])
 
         def error(n: float) -> float:
-            counted = sum(effective_samples(n * p, size, tau) for p, size, tau in zip(share, sizes, taus, strict=True))
-            return float(d + (scale * counted) ** float((share * b).sum()))
+            counted = np.array(
+                [effective_samples(n * p, size, tau) for p, size, tau in zip(share, sizes, taus, strict=True)]
+            )
+            return float(d + (scale * counted.sum()) ** float(counted @ b / counted.sum()))
 
         return np.vectorize(error)(np.asarray(samples, dtype=np.float64))

@@ -291,9 +291,9 @@ class RoundTrainer(ClassifierTrainer):
         began = time.perf_counter()
         rows = np.arange(self.sampler.rows_per_round_) if counting else self.sampler.rows(epoch)
         self.seconds_select = time.perf_counter() - began
-        for index in torch.from_numpy(rows).split(self.batch_size):
-            if len(index) > 1 or len(rows) == 1:
-                yield index
+        taken = [index for index in torch.from_numpy(rows).split(self.batch_size) if len(index) > 1 or len(rows) == 1]
+        self.rows_taken = sum(map(len, taken))
+        yield from taken
 
     def fetch(self, index: Tensor) -> tuple[Tensor, ...]:
         """Rows and labels of a batch."""
@@ -312,7 +312,7 @@ class RoundTrainer(ClassifierTrainer):
         self.apply_schedule()
         before = self.history[-1] if self.history else {}
         row |= {"round": self.epoch, "lr": self.optimizer.param_groups[0]["lr"], "steps": self.step}
-        row["samples_seen"] = before.get("samples_seen", 0) + self.sampler.rows_per_round_
+        row["samples_seen"] = before.get("samples_seen", 0) + self.rows_taken
         row["seconds_select"] = before.get("seconds_select", 0.0) + self.seconds_select
         row["seconds_train"] = before.get("seconds_train", 0.0) + elapsed - self.seconds_select
         last = self.epoch + 1 == self.epochs
@@ -361,6 +361,7 @@ class RS2Trainer(ClassifierMixin, BaseEstimator):
     nesterov : bool, default=True
     weight_decay : float, default=5e-4
     batch_size : int, default=128
+        At least 2; a last batch of one row is left out, as batch normalisation can not train on it.
     replacement : {"without", "with"}, default="without"
     stratify : bool, default=False
         Draw by class; only with replacement "with".
@@ -403,7 +404,7 @@ class RS2Trainer(ClassifierMixin, BaseEstimator):
         "momentum": [Interval(Real, 0, 1, closed="left")],
         "nesterov": ["boolean"],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 2, None, closed="left")],
         "replacement": [StrOptions({"without", "with"})],
         "stratify": ["boolean"],
         "eval_every": [Interval(Integral, 1, None, closed="left")],

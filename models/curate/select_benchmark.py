@@ -95,8 +95,9 @@ class Report:
 
     @property
     def intervals(self) -> pd.DataFrame:
-        """95 % half widths of each mean over seeds by strategy and task: 1.96 sqrt(a (1 - a) / n), for accuracies."""
-        means = self.scores.dropna(subset=["n"]).groupby(["strategy", "task"], sort=False)[["value", "n"]].mean()
+        """95 % half widths of means over seeds by strategy and task: 1.96 sqrt(a (1 - a) / n), of values in [0, 1]."""
+        counted = self.scores[self.scores.n.notna() & self.scores.value.between(0, 1)]
+        means = counted.groupby(["strategy", "task"], sort=False)[["value", "n"]].mean()
         means["interval"] = [accuracy_interval(a, int(n)) for a, n in zip(means.value, means.n, strict=True)]
         return means.reset_index()
 
@@ -126,9 +127,10 @@ class Report:
 
     @property
     def utility_of_cost(self) -> pd.DataFrame:
-        """The table beside log10(1 + cost) of each kind of cost, mean over seeds."""
+        """The table beside log10(1 + cost) of each kind of cost, mean over seeds; nan for a checkpoint."""
         costs = ["human_labels", "encoder_passes", "generator_passes"]
-        mean = self.sizes.groupby("strategy", sort=False)[costs].mean().map(lambda value: math.log10(1 + value))
+        sizes = self.sizes.reindex(columns=["strategy", *costs])
+        mean = sizes.groupby("strategy", sort=False)[costs].mean().map(lambda value: math.log10(1 + value))
         return self.table.join(mean.rename(columns={name: f"log10 {name}" for name in costs}))
 
     def to_mlflow(self) -> dict[str, float]:
@@ -282,8 +284,9 @@ class CurationBenchmark(BaseEstimator):
         ------
         ValueError
             For no strategies or two of one name, no reference among them, no evaluations, an unlabelled or empty
-            gold set, fewer than two classes, a set that is empty, bears other classes or holds rows of an evaluation,
-            or, if `strict`, is more than 20 % off in size. A set of one class is trained on as it is.
+            gold set, fewer than two classes, a set that is empty, of another shape, bears other classes or holds rows
+            of an evaluation, or, if `strict`, is more than 20 % off in size; evaluations that are all 0 for every set.
+            A set of one class is trained on as it is.
         """
         self._validate_params()
         suite = self._checked_suite()
@@ -325,6 +328,12 @@ class CurationBenchmark(BaseEstimator):
             shift = strategy.curate(gold, pool, self.size_, seed)
         if not len(shift):
             raise ValueError(f"The strategy {strategy.name!r} gave an empty set. Look at its source.")
+        shape = tuple(stack_inputs(shift.X).shape[1:])
+        if shape != self.sample_shape_:
+            raise ValueError(
+                f"The rows of {strategy.name!r} are shaped {shape}, those of the gold set {self.sample_shape_}. "
+                "Bring its source to that shape first."
+            )
         check_labels(
             shift.y,
             len(shift),
@@ -398,6 +407,11 @@ class CurationBenchmark(BaseEstimator):
         for record in self.records_:
             values.setdefault(record["task"], []).append(record["value"])
         dead = [task for task, of_task in values.items() if all(value == 0 for value in of_task)]
+        if len(dead) == len(values):
+            raise ValueError(
+                f"Evaluations {dead} are 0 for every set: nothing tells them apart. Check that the rows and labels of "
+                "the evaluations are those of the gold set's classes."
+            )
         for task in dead:
             self.notes_.append(f"{task} is 0 for every set and was left out of the means.")
         self.records_ = [record for record in self.records_ if record["task"] not in dead]

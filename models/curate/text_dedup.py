@@ -42,12 +42,21 @@ PORTS = {"http": 80, "https": 443}
 def normalised_url(url: str) -> str:
     """One form of the addresses of a page: host in lower case, no default port, fragment, tracking, or last slash.
 
+    What is no address (a port that is no number, a bracket left open) stays as it is.
+
     Examples
     --------
     >>> normalised_url("HTTP://Example.org:80/a/?b=2&a=1&utm_source=x#part")
     'http://example.org/a?a=1&b=2'
     """
-    parts = urlsplit(url.strip())
+    try:
+        return _normalised(url.strip())
+    except ValueError:  # crawls hold such addresses
+        return url.strip()
+
+
+def _normalised(url: str) -> str:
+    parts = urlsplit(url)
     scheme, host = parts.scheme.lower(), (parts.hostname or "").removeprefix("www.")
     port = "" if parts.port in (None, PORTS.get(scheme)) else f":{parts.port}"
     query = sorted(pair for pair in parse_qsl(parts.query, keep_blank_values=True) if not pair[0].startswith(TRACKING))

@@ -126,13 +126,26 @@ def _join_confirmed(
         groups = merged
 
 
-def representatives(labels: Rows, lengths: Sequence[int] | Rows, ids: Sequence[str]) -> Rows:
-    """The row that stays for each row's component: the longest text, of equals the lowest id; (n,)."""
+def representatives(
+    labels: Rows,
+    lengths: Sequence[int] | Rows,
+    ids: Sequence[str],
+    similar: Callable[[int, int], bool] | None = None,
+) -> Rows:
+    """The row that stays for each row: the longest text of its component, of equals the lowest id; (n,).
+
+    With `similar`, the longest that it confirms: the ends of a chain, which are not alike, both stay.
+    """
     order = sorted(range(len(labels)), key=lambda row: (-int(lengths[row]), ids[row]))
-    best: dict[int, int] = {}
+    stays = np.arange(len(labels))
+    of_component: dict[int, list[int]] = {}
     for row in order:
-        best.setdefault(int(labels[row]), row)
-    return np.array([best[label] for label in labels.tolist()], dtype=np.int64)
+        kept = of_component.setdefault(int(labels[row]), [])
+        alike = (other for other in kept if similar is None or similar(other, row))
+        stays[row] = next(alike, row)
+        if stays[row] == row:
+            kept.append(row)
+    return stays
 
 
 def band_keys_of(texts: Iterable[str], *, ngram: int, bands: int, rows: int, min_words: int, seed: int) -> Hashes:
@@ -172,7 +185,7 @@ def band_keys_of(texts: Iterable[str], *, ngram: int, bands: int, rows: int, min
     },
 )
 class MinHashDedup(CorpusFilter):
-    """Keeps one document, the longest, of each group of near duplicates.
+    """Keeps of each group of near duplicates the longest document.
 
     Parameters
     ----------
@@ -182,7 +195,8 @@ class MinHashDedup(CorpusFilter):
         A pair of Jaccard similarity s becomes a candidate with probability 1 - (1 - s^rows)^bands: 0.92 at 0.8, 0.05 at
         0.5.
     verify : float or None, default=None
-        Join only candidates of at least this exact Jaccard similarity. None believes the bands, as is published.
+        Join only candidates of at least this exact Jaccard similarity, and drop a document only if it is as similar
+        to one that stays. None believes the bands and keeps one document a group, as is published.
     min_words : int, default=20
         Below it shingles are of characters. Texts on different sides of it never match.
     random_state : int, default=1
@@ -193,10 +207,10 @@ class MinHashDedup(CorpusFilter):
     components_ : array of int64, (n,)
         The lowest row of each document's group.
     representatives_ : array of int64, (n,)
-        The row kept of each document's group.
+        The row that stays for each document, its own if it is kept.
     decisions_ : list of Decision
-        The value of rule "near_duplicate" is the exact Jaccard similarity with the document kept, which can lie far
-        below that of neighbours in a long chain.
+        The value of rule "near_duplicate" is the exact Jaccard similarity with the document kept; without `verify`
+        it can lie far below that of neighbours in a long chain.
     indices_ : array of int64, (kept,)
 
     Notes
@@ -251,7 +265,8 @@ class MinHashDedup(CorpusFilter):
         parts = join_candidates((keys[:, band] for band in range(self.bands)), len(documents), similar, told)
         self.components_ = parts.labels()
         lengths = [len(document.text) for document in documents]
-        self.representatives_ = representatives(self.components_, lengths, [document.id for document in documents])
+        ids = [document.id for document in documents]
+        self.representatives_ = representatives(self.components_, lengths, ids, similar)
         decisions = [
             KEEP if kept == row else Decision(False, "near_duplicate", self._jaccard(documents[row], documents[kept]))
             for row, kept in enumerate(self.representatives_.tolist())

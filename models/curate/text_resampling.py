@@ -127,6 +127,17 @@ def log_ratio(target: ArrayLike, raw: ArrayLike, smoothing: float = 0.0) -> Floa
     return np.log(p / p.sum() + FLOOR) - np.log(q / q.sum() + FLOOR)
 
 
+def warn_of_small_target(tokens: int, smoothing: float, buckets: int) -> None:
+    """A warning where a target of so few tokens leaves most buckets unseen, and nothing makes up for it."""
+    if tokens < SMALL_TARGET and smoothing == 0:
+        warnings.warn(
+            f"The target has {tokens} tokens, which leaves most of the {buckets} buckets unseen. "
+            "Give target_smoothing=1, or a larger target.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 @register(
     "dsir",
     stage="curate",
@@ -241,8 +252,8 @@ class DSIR(Selector):
         Raises
         ------
         ValueError
-            If a corpus is empty, the budget or a quota is above the documents long enough, or quotas and targets do
-            not have the same names.
+            If a corpus is empty, the budget or the sum of quotas is above the documents long enough, a quota is
+            negative, or quotas and targets do not have the same names.
 
         Warns
         -----
@@ -303,13 +314,7 @@ class DSIR(Selector):
             raise ValueError(
                 f"The {'raw corpus X' if total else 'target'} holds no words at all: nothing can be compared."
             )
-        if total < SMALL_TARGET and self.target_smoothing == 0:
-            warnings.warn(
-                f"The target has {total} tokens, which leaves most of the {self.buckets} buckets unseen. "
-                "Give target_smoothing=1, or a larger target.",
-                UserWarning,
-                stacklevel=3,
-            )
+        warn_of_small_target(total, self.target_smoothing, self.buckets)
         return log_ratio(_column_sums(counts), _column_sums(raw), self.target_smoothing)
 
     def _resolve(self, budget: Budget, name: str = "budget") -> int:
@@ -322,6 +327,8 @@ class DSIR(Selector):
             return [int(q) for q in shares_of_classes([1_000_000] * len(names), self._resolve(self.budget))]
         if set(quotas) != set(names):
             raise ValueError(f"quotas name {sorted(quotas)}, but the targets are {sorted(names)}. Name each once.")
+        if negative := [name for name in names if quotas[name] < 0]:
+            raise ValueError(f"quotas must not be negative, got {quotas[negative[0]]} for {negative[0]!r}.")
         self._resolve(sum(quotas.values()), "The sum of quotas")
         return [int(quotas[name]) for name in names]
 

@@ -630,7 +630,7 @@ class LabelFlowDiffusion(BaseEstimator):
 
     def _choose(self, graph: Graph, seeds: Nodes, capacity: Callable[[int], float], volume: float) -> None:
         """Diffuse each mass, keep the group of least conductance on the weighted graph (step 5)."""
-        factors = [float(each) for each in self.mass_factors]
+        factors = sorted(float(each) for each in self.mass_factors)
         if not factors or not all(math.isfinite(each) and each > 0 for each in factors):
             raise ValueError(f"mass_factors must hold positive numbers, got {list(self.mass_factors)}.")
         seed = seed_from(self.random_state)

@@ -595,7 +595,7 @@ def texts() -> list[str]:
 
 @specimen("survey")
 def survey() -> Specimen:
-    from models.curate.text_pipeline import TextCurationPipeline
+    from models.curate.survey import TextCurationPipeline
 
     return Specimen(
         make=lambda: TextCurationPipeline((("gopher-quality", {"min_words": 8}), "exact", "minhash")),

@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Value
 
 from infra import datasets as ds
 from infra.errors import ConfigurationError, DatasetFormatError
-from models.curate.text_pipeline import TextCurationPipeline
+from models.curate.survey import TextCurationPipeline
 from models.curate.text_resampling import DSIR
 from tasks import curate_text as stage
 from tasks.curate_text import TextPlan, curate_text, write_curated
@@ -110,6 +110,27 @@ def test_the_same_as_the_pipeline_in_memory(tmp_path):
     assert np.array_equal(verified.keep, curated.keep)
 
 
+def test_rows_without_ids_are_numbered_as_in_memory(tmp_path):
+    texts = rows()[1]
+    texts[100] = texts[3].upper()
+    plan = TextPlan(filters=(), minhash=None, target=TARGET, dsir=PLAN.dsir)
+    kept = []
+    for shard_rows in (1000, 17):
+        folder = tmp_path / str(shard_rows)
+        ds.write_split(Dataset.from_dict({"text": texts}), folder, "train", shard_rows=shard_rows)
+        curated = curate_text(folder, "train", tmp_path / "work", plan)
+        kept.append(np.flatnonzero(curated.keep).tolist())
+    left = TextCurationPipeline(["exact"]).fit(texts)
+    drawn = DSIR(**PLAN.dsir).fit([{"id": str(row), "text": texts[row]} for row in left.indices_], target=TARGET)
+    assert kept[0] == kept[1] == left.indices_[drawn.indices_].tolist()
+
+
+def test_a_small_target_without_smoothing_is_told(tmp_path):
+    plan = replace(PLAN, dsir={"budget": 5, "min_tokens": 10})
+    with pytest.warns(UserWarning, match="The target has 19 tokens"):
+        curate_text(written(tmp_path / "data", 60), "train", tmp_path / "work", plan)
+
+
 def test_the_draw_is_that_of_dsir(tmp_path):
     ids, texts = rows()
     plan = TextPlan(filters=(), exact=False, minhash=None, target=TARGET, dsir=PLAN.dsir)
@@ -202,8 +223,17 @@ def test_what_can_not_be_curated_is_refused(tmp_path):
         curate_text(folder, "train", tmp_path / "work", TextPlan(filters=(("gopher-quality", {"min_words": -3}),)))
     with pytest.raises(ConfigurationError, match="unexpected keyword argument 'band'"):
         curate_text(folder, "train", tmp_path / "work", TextPlan(minhash={"band": 3}))
+    for wrong in ({"ngram": 0}, {"mode": "burn"}, {"words": 3}):
+        with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+            curate_text(folder, "train", tmp_path / "none", TextPlan(evaluation={"exam": (EXAM,)}, decontaminate=wrong))
+    assert not (tmp_path / "none").exists()  # told before anything was read
     with pytest.raises(ValueError, match="budget=500 must lie in"):
-        curate_text(folder, "train", tmp_path / "work", TextPlan(target=TARGET, dsir={"budget": 500, "min_tokens": 1}))
+        curate_text(
+            folder,
+            "train",
+            tmp_path / "work",
+            TextPlan(target=TARGET, dsir={"budget": 500, "min_tokens": 1, "target_smoothing": 1}),
+        )
     ds.write_split(Dataset.from_dict({"id": ["a"], "words": ["x"]}), tmp_path / "other", "train")
     with pytest.raises(DatasetFormatError, match="no column 'text', only id, words"):
         curate_text(tmp_path / "other", "train", tmp_path / "work")

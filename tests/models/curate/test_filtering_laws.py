@@ -5,6 +5,7 @@ import pytest
 from models.curate.filtering_laws import (
     DataFilteringLaw,
     EffectiveDataLaw,
+    FilteringLawWarning,
     effective_samples,
     mixture_curve,
     pool_curve,
@@ -149,6 +150,43 @@ def test_without_repeated_passes_the_half_life_is_not_told():
     assert not found.params_["identifiable"].any()
 
 
+def test_a_half_life_at_the_edge_of_what_was_tried_is_told():
+    with pytest.warns(FilteringLawWarning, match=r"wear out \['best'\] .* lies at the edge of tau_bounds"):
+        found = law(tau_bounds=(2.5, 10.0)).fit(runs())
+    assert found.params_["at_bound"].tolist() == [True, False, False]
+
+
+def test_errors_that_rise_with_passes_are_told():
+    frame = runs()
+    late = (frame["pool"] == "middle") & (frame["samples_seen"] >= 4000)
+    frame.loc[late, "error"] = frame.loc[late, "error"].min() + np.array([0.01, 0.05, 0.09])
+    with pytest.warns(FilteringLawWarning, match=r"the error of \['middle'\] rises over its last three budgets"):
+        found = law().fit(frame)
+    assert found.params_["rising"].tolist() == [False, True, False]
+
+
+def test_pools_with_scales_of_their_own_have_no_union():
+    mixed = pd.concat([runs({"best": POOLS["best"]}), runs({"worst": POOLS["worst"]}, a=0.03)])
+    own = law(a=None, shared_a=False, a_upper=0.04, grid=40).fit(mixed)
+    assert own.params_["a"].nunique() == 2
+    assert np.isfinite(own.predict("worst", 1000))
+    with pytest.raises(ValueError, match="shared_a=True"):
+        own.predict_mixture(["best", "worst"], 1000)
+    with pytest.raises(ValueError, match="shared_a=True"):
+        own.best_pools(1000)
+    alike = law(shared_a=False).fit(runs())
+    alike.params_["a"] *= [1.0, 1.0 + 1e-12, 1.0]
+    assert np.isfinite(alike.predict_mixture(["best", "worst"], 1000))
+
+
+def test_the_baselines_union_weighs_utilities_by_what_the_samples_still_count():
+    found = EffectiveDataLaw(1.0, a=0.02, d=0.1, refine=False).fit(runs())
+    found.params_.loc[["best", "worst"], ["b", "tau"]] = [[-0.4, 1.0], [-0.2, 1e9]]
+    counted = np.array([1000 + 500 + 250, 3000])  # three passes of each
+    b = (counted @ [-0.4, -0.2]) / counted.sum()
+    assert found.predict_mixture(["best", "worst"], 6000) == pytest.approx((0.02 * counted.sum()) ** b + 0.1)
+
+
 def test_the_baseline_lets_samples_fade_and_not_their_utility():
     found = EffectiveDataLaw(1.0, a=0.02, d=0.1).fit(runs())
     assert np.isfinite(found.predict_mixture(["best", "worst"], [1000.0, 1e5])).all()
@@ -168,6 +206,7 @@ def test_the_baseline_lets_samples_fade_and_not_their_utility():
         (lambda frame: frame.assign(pool_size=0.0), "must be positive"),
         (lambda frame: frame.assign(error=0.0), "error must be positive"),
         (lambda frame: frame.assign(error=0.05), "not above any irreducible error"),
+        (lambda frame: frame.assign(pool_size=np.arange(len(frame)) + 500.0), r"'best'.* more than one pool_size"),
         (lambda frame: frame[frame["samples_seen"] < 2000], "fewer than 3 budgets"),
     ],
 )
@@ -184,8 +223,7 @@ def test_unions_that_can_not_be_predicted_are_named():
         found.predict("best", 0)
     with pytest.raises(ValueError, match="'prefix' or 'all'"):
         found.best_pools(1000, candidates="some")
-    uneven = runs()
-    uneven.loc[uneven["pool"] == "worst", "pool_size"] = 500.0
+    uneven = pd.concat([runs({"best": POOLS["best"]}), runs({"worst": POOLS["worst"]}, size=500.0)])
     with pytest.raises(ValueError, match="weighting='size'"):
         law().fit(uneven).predict_mixture(["best", "worst"], 1000)
     assert np.isfinite(law(weighting="size").fit(uneven).predict_mixture(["best", "worst"], 1000))

@@ -192,6 +192,12 @@ def test_the_rate_ends_at_its_lowest_and_falls_once_over_all_rounds() -> None:
     assert trained.history_[-1]["samples_seen"] == 5 * 224
 
 
+def test_a_last_batch_of_one_row_is_neither_trained_on_nor_counted() -> None:
+    trained = RS2Trainer(**{**SMALL, "fraction": 65 / 1200, "replacement": "with"}).fit(X, Y)
+    assert [row["steps"] for row in trained.history_] == [2, 4, 6]
+    assert [row["samples_seen"] for row in trained.history_] == [64, 128, 192]
+
+
 def test_optimiser_state_outlives_the_round() -> None:
     class Momentum(Hook):
         def on_fit_begin(self, trainer: Trainer) -> None:
@@ -269,6 +275,8 @@ def test_the_trainer_refuses() -> None:
         RS2Trainer(fraction=1e-5).fit(X, Y)
     with pytest.raises(ValueError, match="batch_size=128 is larger than the subset of 12 rows"):
         RS2Trainer(fraction=0.01).fit(X, Y)
+    with pytest.raises(ValueError, match=r"'batch_size' parameter of RS2Trainer must be an int in the range \[2, inf"):
+        RS2Trainer(fraction=0.1, batch_size=1).fit(X, Y)
     with pytest.raises(ValueError, match="stratify needs replacement='with'"):
         RS2Trainer(**SMALL, stratify=True).fit(X, Y)
     with pytest.raises(ValueError, match=r"y must be shaped \(1200,\)"):

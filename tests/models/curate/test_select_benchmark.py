@@ -363,11 +363,26 @@ def test_dead_tasks_leave_the_means_and_checkpoints_join() -> None:
     joined = fitted.evaluate_checkpoint(linear, "untrained")
     assert joined.table.base["untrained"] < joined.table.base["expert"]
     assert joined.groups == ["base"]
+    with pytest.raises(ValueError, match="0 for every set: nothing tells them apart"):
+        benchmark(eval_suite={"transfer": [faces]}, seeds=(0,)).fit([ExpertSubset()], GOLD, POOL)
     with pytest.raises(ValueError, match="The name 'expert' is taken"):
         fitted.evaluate_checkpoint(linear, "expert")
     alone = benchmark(seeds=(0,)).evaluate_checkpoint(linear, "untrained")
     assert isinstance(alone, Report)
     assert alone.groups == ["base"]
+    assert np.isnan(alone.utility_of_cost["log10 human_labels"]["untrained"])
+
+
+def test_intervals_are_of_accuracies_alone() -> None:
+    class Gain:
+        name, rows = "gain", X[1700:]
+
+        def __call__(self, network: Any, seed: int) -> float:
+            return 2.5
+
+    report = benchmark(eval_suite={"base": [TEST, Gain()]}, seeds=(0,)).run([ExpertSubset()], GOLD, POOL)
+    assert report.intervals.task.tolist() == ["test"]
+    assert "base/expert" in report.to_mlflow()
 
 
 def test_the_benchmark_refuses() -> None:
@@ -389,6 +404,8 @@ def test_the_benchmark_refuses() -> None:
         benchmark().fit([ExpertSubset(), EmbeddingNothing()], GOLD, POOL)
     with pytest.raises(ValueError, match=r"the labels of 'expert' must lie in 0\.\.9, got 10"):
         benchmark().fit([ExpertSubset(LabelledSet(X[:300], Y[:300] + 1))], GOLD, POOL)
+    with pytest.raises(ValueError, match=r"rows of 'expert' are shaped \(5,\), those of the gold set \(64,\)"):
+        benchmark().fit([ExpertSubset(LabelledSet(X[:300, :5], Y[:300]))], GOLD, POOL)
     with pytest.raises(ValueError, match="gold.y must not hold labels below 0"):  # noqa: RUF043
         benchmark().fit([ExpertSubset()], LabelledSet(X[:300], Y[:300] - 1), POOL)
     with pytest.raises(ValueError, match="gold.X must hold at least one sample"):  # noqa: RUF043

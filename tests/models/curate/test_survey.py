@@ -1,87 +1,166 @@
-"""The map of methods is whole, its entries are of the known kinds, and it can be asked."""
+"""Every document is accounted for, whatever the steps, the processes and what is wrong with it."""
 
 from __future__ import annotations
 
-import importlib
-import json
-import re
-from importlib.resources import files
-
+import numpy as np
 import pytest
+from sklearn.exceptions import NotFittedError
 
-from models.curate.survey import CLOSED, STAGES, Record, Taxonomy, record_of
-from models.registry import list_methods
+from models.curate.survey import Decontaminator, Readable, TextCurationPipeline, make_step
+from models.curate.text_dedup import ExactDedup
+from models.curate.text_documents import Document
+from models.curate.text_filters import C4Filter, GopherQuality, LanguageFilter
+from models.curate.text_minhash import MinHashDedup
 
-MAP = Taxonomy.load()
-MODULES = ("text_filters", "text_dedup", "text_minhash", "text_semantic", "text_quality", "text_resampling",
-           "text_pipeline")  # fmt: skip
-
-
-def test_there_are_at_least_sixty_records_of_all_stages_and_families():
-    assert len(MAP) >= 60
-    assert len({record.slug for record in MAP.records}) == len(MAP)
-    for name in ("stage", "family", "goal", "granularity", "output", "cost"):
-        assert {getattr(record, name) for record in MAP.records} == set(CLOSED[name])
+WORDS = [f"word{i}" for i in range(500)]
+STOPS = ("the", "of", "and", "that", "have", "with")
 
 
-@pytest.mark.parametrize("record", MAP.records, ids=lambda record: record.slug)
-def test_a_record_is_complete(record):
-    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", record.slug)
-    assert record.summary.endswith(".")
-    assert record.utility
-    assert record.mechanism
-    assert record.references
-    assert all(re.fullmatch(r"https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/\S+|aclanthology\.org/\S+)", link)
-               for link in record.references)  # fmt: skip
+def prose(random, sentences=8):
+    """Lines of nonsense with function words, without repetition to speak of."""
+
+    def sentence():
+        tokens = random.choice(WORDS, size=12)
+        tokens[[0, 4, 8]] = random.choice(STOPS, size=3)
+        return " ".join(tokens).capitalize() + "."
+
+    return "\n".join(sentence() for _ in range(sentences))
 
 
-def test_what_it_says_is_implemented_is():
-    classes = {name for module in MODULES for name in vars(importlib.import_module(f"models.curate.{module}"))}
-    registered = {card.name for card in list_methods()}
-    expected = {"filtering-laws", "projektor", "dfn"}  # of the same stage
-    named = {name for record in MAP.records for name in record.implemented_by}
-    assert named <= classes | registered | expected
-    for ours in ("GopherQuality", "GopherRepetition", "C4Filter", "FineWebFilter", "LanguageFilter", "ExactDedup",
-                 "MinHashDedup", "SentenceDedup", "SubstringDedup", "SemanticDedup", "QualityClassifier",
-                 "PerplexityFilter", "MooreLewis", "DSIR", "MixtureSampler", "Decontaminator"):  # fmt: skip
-        assert ours in named
+def corpus(n=60):
+    random = np.random.default_rng(0)
+    texts = [prose(random) for _ in range(n)]
+    texts[3] = texts[0].upper()
+    texts[5] = texts[1].replace("word", "Word", 1) + "\nOne more line of the same and that."
+    texts[7] = "Short."
+    texts[9] = texts[9] + "\nThis site uses cookies to be of use."
+    texts[11] = "the same line and that\n" * 20
+    return [*texts, "", "  \n", b"caf\xe9 au lait"]
 
 
-def test_finding():
-    found = MAP.find(stage="pretraining", family="deduplication", goal="diversification")
-    assert "minhash-dedup" in {record.slug for record in found}
-    assert all(record.stage == "pretraining" for record in found)
-    assert {record.slug for record in MAP.find(granularity="token")} == {"personal-data-removal", "rho-1"}
-    assert [record.slug for record in MAP.find(implemented_by="DSIR")] == ["dsir"]
-    assert MAP.find(mechanism="GUMBEL")[0].slug == "dsir"
-    assert MAP.find(stage="alignment", family="deduplication") == []
-    assert len(MAP.find()) == len(MAP)
-    with pytest.raises(ValueError, match=r"There is no stage 'pretrainning'\. Did you mean 'pretraining'"):
-        MAP.find(stage="pretrainning")
-    with pytest.raises(ValueError, match=r"There is no field 'gaol'\. Did you mean 'goal'"):
-        MAP.find(gaol="diversification")
+def test_every_document_is_kept_or_accounted_for():
+    texts = corpus()
+    pipeline = TextCurationPipeline().fit(texts)
+    report = pipeline.report_
+    assert len(report.kept_ids) + len(report.dropped) == len(texts)
+    assert {one.id for one in report.dropped}.isdisjoint(report.kept_ids)
+    assert pipeline.indices_.tolist() == [int(key) for key in report.kept_ids]
+    assert [row["step"] for row in report.funnel] == [
+        "readable", "gopher-repetition", "gopher-quality", "c4", "fineweb", "minhash",
+    ]  # fmt: skip
+    for before, row in zip(report.funnel, report.funnel[1:], strict=False):
+        assert row["before"] == before["kept"]
+        assert row["kept"] + row["dropped"] == row["before"]
+    rules = {one.id: (one.step, one.rule) for one in report.dropped}
+    assert rules["60"] == rules["61"] == ("readable", "empty")
+    assert rules["62"] == ("readable", "invalid_utf8")
+    assert rules["7"][0] in ("gopher-repetition", "gopher-quality")
+    assert rules["11"] == ("gopher-repetition", "duplicate_lines")
+    assert rules["3"] == ("minhash", "near_duplicate")
+    assert rules["1"] == ("minhash", "near_duplicate")  # its copy is longer
+    assert list(report.replacements) == ["9"]
+    assert "cookies" not in report.replacements["9"]
+    assert [document.text for document in pipeline.transform(texts) if document.id == "9"] == [report.replacements["9"]]
 
 
-def test_recommending_needs_no_more_than_there_is():
-    without = MAP.recommend("pretraining", budget="low")
-    assert without[0].implemented_by
-    assert not any(record.needs_target or record.cost != "low" for record in without)
-    with_target = MAP.recommend("pretraining", ["distribution matching"], have_target=True, budget="medium")
-    assert with_target[0].needs_target
-    assert "dsir" in {record.slug for record in with_target[:8]}
-    assert not any(record.goal == "diversification" or record.cost == "high" for record in with_target)
-    for stage in STAGES:
-        assert MAP.recommend(stage, have_target=True, budget="high")
-    with pytest.raises(ValueError, match=r"There is no budget 'hihg'\. Did you mean 'high'"):
-        MAP.recommend("pretraining", budget="hihg")
-    with pytest.raises(ValueError, match=r"no goal 'diversity'\. Did you mean 'diversification'"):
-        MAP.recommend("pretraining", ["diversity"])
+def test_the_result_depends_neither_on_processes_nor_on_chunks(monkeypatch):
+    texts = corpus(40)
+    expected = TextCurationPipeline().run(texts)
+    monkeypatch.setattr("models.curate.survey.CHUNK", 7)
+    assert TextCurationPipeline().run(texts) == expected
+    assert TextCurationPipeline(["gopher-quality", "c4"], n_jobs=2).run(texts) == TextCurationPipeline(
+        ["gopher-quality", "c4"]
+    ).run(texts)
 
 
-def test_a_damaged_record_is_refused():
-    row = json.loads(files("models.curate").joinpath("taxonomy.json").read_text())[0]
-    assert isinstance(record_of(row), Record)
-    with pytest.raises(ValueError, match="has the goal 'fame'"):
-        record_of(row | {"goal": "fame"})
-    with pytest.raises(ValueError, match="must have the fields"):
-        record_of({key: row[key] for key in row if key != "cost"})
+def test_the_report_as_metrics_and_tables():
+    report = TextCurationPipeline(["exact"]).run(["a b", "A B", "", "c"])
+    metrics = report.to_mlflow()
+    assert (metrics["documents"], metrics["kept"], metrics["readable.empty"], metrics["exact.duplicate"]) == (
+        4,
+        2,
+        1,
+        1,
+    )
+    tables = report.tables()
+    assert tables["decisions"].values.tolist() == [["2", "readable", "empty", 0.0], ["1", "exact", "duplicate", 0.0]]
+    assert tables["funnel"].values.tolist() == [["readable", 4, "empty", 1], ["exact", 3, "duplicate", 1]]
+
+
+def test_steps_by_name_with_parameters_and_as_filters():
+    assert make_step("minhash").get_params() == MinHashDedup().get_params()
+    assert make_step(("c4", {"min_sentences": 2})).min_sentences == 2
+    own = C4Filter(min_sentences=1)
+    assert make_step(own) is not own
+    report = TextCurationPipeline(["exact", GopherQuality(min_words=2), ExactDedup()]).run(["a b of the", "x"])
+    assert [row["step"] for row in report.funnel] == ["readable", "exact", "gopher-quality", "exact#2"]
+    with pytest.raises(ValueError, match="There is no step 'gofer'; steps are exact, gopher-repetition"):
+        TextCurationPipeline(["gofer"]).fit(["a"])
+    with pytest.raises(NotFittedError, match="not fitted"):
+        TextCurationPipeline([LanguageFilter()]).fit(["a text"])
+    with pytest.raises(NotFittedError, match="fit"):
+        TextCurationPipeline().transform(["a"])
+
+
+def test_nothing_left_is_a_report_and_not_an_error():
+    report = TextCurationPipeline().run(["", " ", "x"])
+    assert report.kept_ids == []
+    assert len(report.dropped) == 3
+    assert report.funnel[-1]["before"] == 0
+    with pytest.raises(ValueError, match="X is empty"):
+        TextCurationPipeline().run([])
+
+
+def test_readable_keeps_whatever_has_text():
+    found = Readable().fit(["x", "", "\t", "é", b"\xff", "猫"])
+    assert found.indices_.tolist() == [0, 3, 5]
+    assert found.decisions_[4].rule == "invalid_utf8"
+
+
+def exam():
+    random = np.random.default_rng(1)
+    return [" ".join(random.choice(WORDS, size=30)) for _ in range(20)]
+
+
+def test_planted_passages_are_found_and_shuffled_words_are_not():
+    random = np.random.default_rng(2)
+    texts, questions = [prose(random) for _ in range(100)], exam()
+    planted = [
+        text + "\n" + " ".join(questions[i % 20].upper().split()[8:20]) + "!" if i % 2 else text
+        for i, text in enumerate(texts)
+    ]
+    step = Decontaminator({"exam": questions}).fit(planted)
+    assert step.indices_.tolist() == list(range(0, 100, 2))
+    assert {decision.rule for decision in step.decisions_ if not decision.keep} == {"contaminated:exam"}
+    shuffled = [" ".join(random.permutation(question.split())) for question in questions]
+    assert len(Decontaminator({"exam": questions}).fit(shuffled).indices_) == 20
+    eleven = [" ".join(question.split()[:11]) for question in questions]
+    assert len(Decontaminator({"exam": questions}).fit(eleven).indices_) == 20
+    assert Decontaminator({"exam": questions}, ngram=13).fit(planted).indices_.size == 100
+
+
+def test_trimming_cuts_the_passage_alone():
+    question = exam()[0]
+    words = question.split()
+    text = f"Before it. {' '.join(words[:15])}, and after it."
+    decision = Decontaminator({"exam": [question]}, mode="trim").prepare([]).check(Document("a", text))
+    assert (decision.keep, decision.rule, decision.value) == (True, "contaminated:exam", 4.0)
+    assert decision.replacement_text == "Before it. , and after it."
+    whole = Decontaminator({"exam": [question]}, mode="trim").fit([question])
+    assert whole.indices_.size == 0
+
+
+def test_decontamination_reports_by_benchmark_and_comes_last():
+    questions = exam()
+    step = Decontaminator({"one": questions[:10], "two": questions[5:], "short": ["a b c"]}).prepare([])
+    assert step.shared(Document("a", questions[7])) == {"one": 19, "two": 19}
+    assert step.too_short_ == {"one": 0, "two": 0, "short": 1}
+    report = TextCurationPipeline(["exact", ("decontaminate", {"evaluation": {"one": questions}})]).run(
+        [*questions[:3], "clean"]
+    )
+    assert report.to_mlflow()["decontaminate.contaminated.one"] == 3
+    assert report.kept_ids == ["3"]
+    with pytest.raises(ValueError, match="decontamination must be the last step"):
+        TextCurationPipeline([("decontaminate", {"evaluation": {"one": questions}}), "exact"]).run(["a"])
+    with pytest.raises(ValueError, match="evaluation is missing"):
+        Decontaminator().fit(["a"])

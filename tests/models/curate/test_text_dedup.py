@@ -49,6 +49,13 @@ def test_urls():
     assert ExactDedup(by="url").fit(pages).indices_.tolist() == [0, 2, 3]
 
 
+def test_addresses_that_are_none_are_compared_as_they_are():
+    broken = ["http://[::1", "http://host:port/", "http://host:99999/", "http://host/?q=caf\udce9"]
+    assert [normalised_url(f" {url}\n") for url in broken] == broken
+    pages = [{"id": str(row), "text": str(row), "url": url} for row, url in enumerate([*broken, broken[0]])]
+    assert ExactDedup(by="url").fit(pages).indices_.tolist() == [0, 1, 2, 3]
+
+
 def test_bloom_filter_finds_all_and_errs_as_often_as_said():
     keys = np.random.default_rng(0).integers(0, 2**63, size=20_000).tolist()
     bloom = BloomFilter(10_000, 0.01)

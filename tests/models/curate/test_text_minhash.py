@@ -157,6 +157,22 @@ def test_verified_groups_equal_those_of_all_pairs():
     assert join_candidates(iter(keys), 80, similar).labels().tolist() == expected.labels().tolist()
 
 
+def test_what_is_dropped_is_as_alike_as_asked_to_what_stays():
+    random = np.random.default_rng(10)
+    first = random.choice(WORDS, size=80).tolist()
+    second = [*random.choice(WORDS, size=8), *first[8:]]  # alike, neighbour by neighbour
+    third = [*second[:72], *random.choice(WORDS, size=8)]
+    texts = [" ".join([*first, "and", "more"]), " ".join(second), " ".join([*third, "end"])]
+    sets = [shingles(text) for text in texts]
+    assert jaccard(sets[0], sets[1]) > 0.7 < jaccard(sets[1], sets[2])
+    assert jaccard(sets[0], sets[2]) < 0.7
+    dedup = MinHashDedup(bands=60, rows=2, verify=0.7).fit(texts)
+    assert dedup.components_.tolist() == [0, 0, 0]
+    assert len(dedup.indices_) == 2
+    assert all(decision.keep or decision.value >= 0.7 for decision in dedup.decisions_)
+    assert len(MinHashDedup(bands=60, rows=2).fit(texts).indices_) == 1  # as published
+
+
 def test_buckets():
     found = [bucket.tolist() for bucket in buckets(np.array([5, 3, 5, 9, 3, 5], dtype=np.uint64))]
     assert found == [[1, 4], [0, 2, 5]]

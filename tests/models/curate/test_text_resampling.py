@@ -126,6 +126,8 @@ def test_several_targets_share_without_double_picks():
         dsir().fit(RAW, target={"games": GAMES}, quotas={"a": 1})
     with pytest.raises(ValueError, match=r"The sum of quotas=200 must lie in 1\.\.100"):
         dsir().fit(RAW, target={"a": GAMES, "b": TOOLS}, quotas={"a": 100, "b": 100})
+    with pytest.raises(ValueError, match="quotas must not be negative, got -2 for 'b'"):
+        dsir().fit(RAW, target={"a": GAMES, "b": TOOLS}, quotas={"a": 5, "b": -2})
     with pytest.raises(ValueError, match="several targets: change `quotas`"):
         fitted.draw(3)
 

@@ -231,6 +231,14 @@ def test_more_mass_than_the_component_takes():
         LabelFlowDiffusion(target_volume=100.0).fit(PATH, [0])
 
 
+def test_masses_that_do_not_fit_leave_the_smaller_ones_in_whatever_order():
+    options = {"target_volume": 2.0, "random_state": 0}
+    fits = LabelFlowDiffusion(mass_factors=(1.0,), **options).fit(PATH, [0])
+    both = LabelFlowDiffusion(mass_factors=(5.0, 1.0), **options).fit(PATH, [0])
+    assert both.mass_factor_ == 1.0
+    assert both.cluster_.tolist() == fits.cluster_.tolist()
+
+
 def test_a_node_without_conducting_edges_keeps_its_excess_and_is_reported():
     cut = flow_diffusion(PATH, {0: 1.0}, np.full(3, 0.5), lazy_weights=lambda node, near, weights: weights)
     assert len(cut.stuck) == 0
