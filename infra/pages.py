@@ -7,15 +7,17 @@ from urllib.parse import quote
 
 from infra.settings import Settings
 
+_TRAINING = "?workflowType=machine_learning"  # MLflow's pages open for chats otherwise
+
 
 def mlflow_run(settings: Settings, experiment: str, run: str) -> str | None:
     """Page of a run."""
-    return _below(_mlflow(settings), f"#/experiments/{experiment}/runs/{run}")
+    return _below(_mlflow(settings), f"#/experiments/{experiment}/runs/{run}{_TRAINING}")
 
 
 def mlflow_version(settings: Settings, name: str, version: str) -> str | None:
     """Page of a registered model's version."""
-    return _below(_mlflow(settings), f"#/models/{quote(name, safe='')}/versions/{version}")
+    return _below(_mlflow(settings), f"#/models/{quote(name, safe='')}/versions/{version}{_TRAINING}")
 
 
 def prefect_run(settings: Settings, run: str) -> str | None:

@@ -123,13 +123,13 @@ class Tour:
 
     def champion(self, page: Page, name: str) -> str:
         """Read on the registered model's page which version is champion."""
-        page.goto(f"{self.mlflow}/#/models/{name}")
+        page.goto(f"{self.mlflow}/#/models/{name}?workflowType=machine_learning")
         row = page.get_by_role("row").filter(has_text="champion").first
         expect(row).to_be_visible()
         self.picture(page, "registered-model")
         found = re.search(r"Version (\d+)", row.inner_text())
         assert found, row.inner_text()
-        page.goto(f"{self.mlflow}/#/models/{name}/versions/{found.group(1)}")
+        page.goto(f"{self.mlflow}/#/models/{name}/versions/{found.group(1)}?workflowType=machine_learning")
         expect(page.get_by_text("champion").first).to_be_visible()
         self.picture(page, "champion")
         return found.group(1)
