@@ -32,6 +32,10 @@ def judge(gate: Gate, mine: Measured, champion: Measured) -> Verdict:
     lower, upper = gate.at_least, gate.at_most
     bounds = [f">= {lower:g}"] if lower is not None else []
     bounds += [f"<= {upper:g}"] if upper is not None else []
+    chance = mine.get(gate.split, {}).get(gate.chance, 0.0)
+    if bounds and chance > 0:
+        lower, upper = None if lower is None else lower - chance, None if upper is None else upper + chance
+        bounds.append(f"give or take {chance:.4g} by chance")
     if value is None and gate.only_if_measured:
         bound = " and ".join([*bounds, "only if measured"])
         return Verdict(metric=gate.metric, split=gate.split, bound=bound, measured=None, holds=True)

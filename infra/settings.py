@@ -114,6 +114,9 @@ class Gate(_Section):
     worse_than_champion_by_at_most: float | None = Field(
         None, ge=0, description="Slack against the present champion, in the metric's own unit."
     )
+    chance: str = Field(
+        "", description="Metric of the split that says how far chance alone moves this one; the bounds give way by it."
+    )
     only_if_measured: bool = Field(
         False, description="Let a version pass whose data has no such split, instead of holding it back."
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import norm
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.metrics import adjusted_rand_score, confusion_matrix, normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -193,7 +194,8 @@ def membership_attack(
     -------
     dict
         "asr": balanced accuracy on suspects and fresh rows; "advantage": true minus false positive rate,
-        0 = nothing learnt; "suspect_rate": share of suspects called members.
+        0 = nothing learnt; "suspect_rate": share of suspects called members; "chance": what the advantage stays below
+        in 95 of 100 cases when nothing was learnt, from the number of rows on either side.
     """
     inside, outside = _sorted(members), _sorted(non_members)
     n = min(len(inside), len(outside))
@@ -208,7 +210,18 @@ def membership_attack(
     model.fit(np.concatenate([inside, outside]), np.repeat([1, 0], n))
     called = float(model.predict(_sorted(suspects)).mean())
     false = float(model.predict(_sorted(fresh)).mean())
-    return {"asr": (called + 1 - false) / 2, "advantage": called - false, "suspect_rate": called}
+    return {
+        "asr": (called + 1 - false) / 2,
+        "advantage": called - false,
+        "suspect_rate": called,
+        "chance": _chance(called, len(suspects), false, len(fresh)),
+    }
+
+
+def _chance(called: float, n: int, false: float, m: int) -> float:
+    """One-sided 95 % bound on the difference of two shares that are equal: the pooled two-proportion test."""
+    share = (called * n + false * m + 1) / (n + m + 2)  # never 0 or 1, which would leave chance nothing
+    return float(norm.ppf(0.95) * np.sqrt(share * (1 - share) * (1 / n + 1 / m)))
 
 
 def _sorted(probabilities: ArrayLike) -> NDArray[np.float64]:

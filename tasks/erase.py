@@ -15,7 +15,7 @@ from infra.references import DatasetRef, ModelRef, Reference, StageResult
 from infra.working_copy import names
 from tasks.ingest import Ingested, ingest
 
-MEASURED = ("membership_advantage", "source_accuracy", "size_bytes")
+MEASURED = ("membership_advantage", "membership_chance", "source_accuracy", "size_bytes")
 
 
 class Champion(Reference):

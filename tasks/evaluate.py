@@ -143,7 +143,8 @@ def _judge_privacy(
 ) -> None:
     """One attack on all models: members are other training rows, non-members one half of the test split.
 
-    The mean over several attackers with other halves; below nothing learnt (0) there is nothing.
+    The mean over several attackers with other halves; below nothing learnt (0) there is nothing. Of few rows chance
+    alone makes much: how much is measured beside it.
     """
     from models.metrics import membership_attack
     from models.supervised import probabilities
@@ -160,10 +161,11 @@ def _judge_privacy(
     for name, network in networks.items():
         p, outside = probabilities(network, X), probabilities(network, test)
         attacks = [
-            membership_attack(p[~suspect], outside[known], p[suspect], outside[fresh], number)["advantage"]
+            membership_attack(p[~suspect], outside[known], p[suspect], outside[fresh], number)
             for number, (known, fresh) in enumerate(halves)
         ]
-        found[name]["membership_advantage"] = max(float(np.mean(attacks)), 0.0)
+        found[name]["membership_advantage"] = max(float(np.mean([each["advantage"] for each in attacks])), 0.0)
+        found[name]["membership_chance"] = float(np.mean([each["chance"] for each in attacks]))
 
 
 def _judge_cleaning(desk: Desk, folder: Any, raw: DatasetRef, truth: DatasetRef) -> dict[str, float]:

@@ -27,6 +27,7 @@ SPLIT_OF = {
     "known_accuracy": "target",
     "unknown_recall": "target",
     "membership_advantage": "erasure",
+    "membership_chance": "erasure",
     "size_bytes": "model",
     "latency_ms": "model",
 }

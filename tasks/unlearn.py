@@ -58,6 +58,11 @@ def unlearn(
                 "Check the list, or leave the stage out with `--set unlearn.enabled=false`."
             )
         y = trusted_labels(train, 0.5)
+        if not (forget & (y >= 0)).any():
+            raise DatasetNotFoundError(
+                f"None of the {int(forget.sum())} rows to forget was learnt with a label: all were taken for strangers, "
+                "and unlearning has nothing to take back. Train a model without them."
+            )
         X = torch.from_numpy(ds.inputs(train, schema))
         remain = ~forget & (y >= 0)
         before, reference = desk.load_network(model), desk.load_network(retrained)

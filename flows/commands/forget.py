@@ -179,8 +179,9 @@ def show_certificate(certificate: dict[str, Any]) -> None:
     for name, model in certificate["models"].items():
         row = {"model": name, "how": model["how"], "champion": model["version"] or "none"}
         for which in ("before", "after", "retrained"):
-            advantage = model["measured"].get(which, {}).get("membership_advantage")
-            row[f"attack {which}"] = "" if advantage is None else advantage
+            found = model["measured"].get(which, {})
+            row[f"attack {which}"] = found.get("membership_advantage", "")
+            row["by chance"] = found.get("membership_chance", row.get("by chance", ""))
         rows.append(row)
     if rows:
         print_table("Models", rows)

@@ -241,6 +241,19 @@ GATES = st.builds(
 )
 
 
+@pytest.mark.parametrize(
+    ("bounds", "value", "holds"),
+    [({"at_most": 0.15}, 0.5, True), ({"at_most": 0.15}, 0.8, False), ({"at_least": 0.9}, 0.4, True)],
+)
+def test_bounds_give_way_by_what_chance_makes(bounds, value, holds):
+    gate = Gate(metric="m", split="erasure", chance="c", **bounds)
+    verdict = judge(gate, {"erasure": {"m": value, "c": 0.6}}, {})
+    assert verdict.holds is holds
+    assert "give or take 0.6 by chance" in verdict.bound
+    assert not judge(gate, {"erasure": {"m": 0.5}}, {}).holds, "where chance was not measured, the bound stands"
+    assert not judge(gate, {"erasure": {"c": 0.6}}, {}).holds, "what was not measured holds no bound"
+
+
 @given(gate=GATES, mine=st.none() | NUMBERS, rival=st.none() | st.floats(-10, 10), better=st.floats(0, 5))
 @example(gate=Gate(metric="m", split="test"), mine=None, rival=None, better=0.0)
 def test_a_version_that_holds_is_measured_within_bounds_and_no_worse_than_accepted(gate, mine, rival, better):

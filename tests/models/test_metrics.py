@@ -116,6 +116,27 @@ def test_the_attack_finds_nothing_among_rows_that_were_never_seen(attacked):
     assert abs(scores["advantage"]) < 0.1
 
 
+@pytest.mark.parametrize("n", [1, 5, 40])
+def test_the_attack_says_what_chance_makes_of_few_rows(attacked, n):
+    """Of twenty draws of rows that were never seen, about one may lie beyond it."""
+    beyond = 0
+    for draw in range(20):
+        unseen = np.random.default_rng(draw).permutation(np.arange(500, 1797))
+        scores = membership_attack(
+            attacked[:200], attacked[300:500], attacked[unseen[:n]], attacked[unseen[n : n + 300]]
+        )
+        beyond += scores["advantage"] > scores["chance"]
+    assert beyond <= 3
+
+
+def test_chance_shrinks_with_the_rows_on_either_side(attacked):
+    few, many = (
+        membership_attack(attacked[:200], attacked[300:500], attacked[200 : 200 + n], attacked[500:900])["chance"]
+        for n in (1, 100)
+    )
+    assert few > 2 * many > 0
+
+
 def test_the_attack_is_reproducible(attacked):
     first, second = (membership_attack(attacked[:99], attacked[300:380], attacked[99:], attacked[400:]) for _ in "ab")
     assert first == second
