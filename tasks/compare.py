@@ -117,13 +117,17 @@ def chosen(candidates: Sequence[Candidate], methods: Sequence[str], stage: str) 
     ConfigurationError
         For a name that the stage does not know.
     """
-    known = [each.name for each in candidates]
-    for name in methods:
+    check_names(methods, [each.name for each in candidates], stage)
+    return [each for each in candidates if not methods or each.baseline or each.name in methods]
+
+
+def check_names(names: Sequence[str], known: Sequence[str], stage: str) -> None:
+    """Raise a ConfigurationError, with a suggestion, for a name that is not known."""
+    for name in names:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
             raise ConfigurationError(f"There is no candidate {name!r} for {stage!r}. {hint}")
-    return [each for each in candidates if not methods or each.baseline or each.name in methods]
 
 
 class _Board:

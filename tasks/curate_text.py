@@ -33,6 +33,7 @@ from models.curate.text_minhash import MinHashDedup, band_keys_of, has_words, jo
 from models.curate.text_pipeline import Decontaminator, Readable, make_step
 from models.curate.text_resampling import DSIR, bucket_counts, gumbel_top, log_ratio
 from models.selection import kept_rows
+from tasks.parameters import check_parameters
 
 FILTERS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("gopher-repetition", {}),
@@ -468,6 +469,7 @@ def _check(plan: TextPlan) -> None:
     """Refuse a plan that can not be carried out before anything is read."""
     try:
         for name, given in plan.filters:
+            check_parameters(f"The filter {name!r}", type(make_step(name)), given)
             step = make_step((name, given))
             if isinstance(step, (CorpusFilter, Decontaminator)):
                 raise ValueError(
@@ -476,9 +478,11 @@ def _check(plan: TextPlan) -> None:
                     "models.curate.text_pipeline."
                 )
             step._validate_params()
-        for method in (_minhash(plan), _dsir(plan)):
-            if method is not None:
-                method._validate_params()
+        for what, cls, told in (("minhash", MinHashDedup, plan.minhash), ("dsir", DSIR, plan.dsir)):
+            if told is not None:
+                check_parameters(f"The step {what!r}", cls, told)
+    except ConfigurationError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigurationError(str(error)) from error
 

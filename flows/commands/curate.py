@@ -38,7 +38,7 @@ def run_curate(
         evaluation=tuple(str(each.resolve()) for each in evaluation) or None,
         seed=seed,
     )
-    check_selector(config.method)
+    check_selector(config.method, config.parameters)
     text_plan(config)
     with embedded_server() as server:
         from flows.commands.console import print_json, stage_progress
@@ -56,10 +56,19 @@ def run_curate(
 
 
 def _show(method: str, found: dict[str, Any]) -> None:
-    from flows.commands.console import out, print_table
+    from flows.commands.console import left_out, out, print_table
 
-    kept, usable = int(found["selected"]), int(found["usable"])
+    kept, usable, rows_there = int(found["selected"]), int(found["usable"]), int(found["metrics"]["curate"]["rows"])
     out.print(f"{method} keeps {kept:,} of {usable:,} rows: [bold]{found['version']}[/].")
+    if rows_there > usable:
+        out.print(
+            f"{rows_there - usable:,} more could not be chosen: they belong to no class, or have no label that can be "
+            "trusted. --trust-labels takes labels as given.",
+            highlight=False,
+        )
+    said = left_out(found["metrics"]["validate"], rows_there)
+    if said:
+        out.print(said, highlight=False)
     rows = [
         {
             "method": row["method"],
