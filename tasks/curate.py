@@ -263,7 +263,7 @@ def text_plan(config: CurateConfig) -> TextPlan:
 def _filters(given: Any) -> tuple[tuple[str, Mapping[str, Any]], ...]:
     """Filters as pairs of a name and parameters; a name alone will do."""
     listed = given if isinstance(given, (list, tuple)) else [None]
-    entries = [(each, {}) if isinstance(each, str) else each for each in listed]
+    entries: list[Any] = [(each, {}) if isinstance(each, str) else each for each in listed]
     if any(
         not isinstance(each, (list, tuple)) or len(each) != 2 or not isinstance(each[1], Mapping) for each in entries
     ):

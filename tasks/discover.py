@@ -181,7 +181,8 @@ def count_parameter(card: MethodCard) -> str | None:
 def needs_labels(card: MethodCard) -> bool:
     """Whether the method can not do without labels."""
     tags = getattr(card.cls, "__sklearn_tags__", None)
-    if tags is None or "y" not in inspect.signature(card.cls.fit).parameters:
+    fit: Any = getattr(card.cls, "fit", None)
+    if tags is None or fit is None or "y" not in inspect.signature(fit).parameters:
         return False
     try:
         return bool(tags(card.cls()).target_tags.required)

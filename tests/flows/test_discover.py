@@ -215,5 +215,5 @@ def test_a_misspelt_split_is_not_taken_for_all_of_them():
     schema = ds.Schema(kind="table", splits=("test", "train"))
     assert _splits(DiscoverConfig(), schema) == ["train"]
     assert _splits(DiscoverConfig(), ds.Schema(kind="table", splits=("test",))) == ["test"]
-    with pytest.raises(ConfigurationError, match="splits names trian, and the data has test, train"):
-        _splits(DiscoverConfig(splits=("trian",)), schema)
+    with pytest.raises(ConfigurationError, match="splits names trayn, and the data has test, train"):
+        _splits(DiscoverConfig(splits=("trayn",)), schema)
