@@ -208,7 +208,7 @@ def trade_off(
 
 
 def _name_points(axis: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float]) -> None:
-    """A name beside each point, in the nearest place where no point and no other name stands."""
+    """A name beside each point, in the nearest place inside where no point and no other name stands."""
     height, letter, scale = 10.0, 4.9, axis.figure.dpi / 72  # all in points
     places = axis.transData.transform(np.column_stack([x, y])) / scale
     boxes = [(left - 5, base, 10.0) for left, base in places]
@@ -221,7 +221,9 @@ def _name_points(axis: Axes, names: Sequence[str], x: Sequence[float], y: Sequen
             for side in (5.0, -5.0 - wide)
         ]
         crowded = {
-            offset: left + offset[0] + wide > axis.bbox.x1 / scale or _hits(left, base, wide, height, offset, boxes)
+            offset: left + offset[0] + wide > axis.bbox.x1 / scale
+            or left + offset[0] < axis.bbox.x0 / scale
+            or _hits(left, base, wide, height, offset, boxes)
             for offset in offsets
         }
         chosen = next((offset for offset in offsets if not crowded[offset]), offsets[0])

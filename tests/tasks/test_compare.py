@@ -294,7 +294,7 @@ def test_a_baseline_that_wins_is_said_plainly():
     found, text = advice(row("a", 0.8), row("k-means", 0.9, baseline=True))
     assert (found.name, found.baseline) == ("k-means", True)
     assert "Take the baseline k-means" in text
-    assert "It is a baseline and it wins: a, the one method that finished, reaches 0.800." in text
+    assert "It is a baseline and it wins: a, the one method that finished, reaches 0.800, no more." in text
     text = advice(row("a", 0.8), row("b", 0.7), row("k-means", 0.9, baseline=True))[1]
     assert "It is a baseline and it wins: none of the 2 methods that finished does better on this data." in text
     assert "The best of them, a, reaches 0.800." in text

@@ -41,6 +41,19 @@ def test_seconds_are_plain_numbers_that_do_not_touch(fastest):
     assert not any(one.overlaps(other) for one, other in itertools.combinations(places.values(), 2))
 
 
+def test_names_of_candidates_stay_inside():
+    names = ["hdbscan", "gaussian-mixture", "spectral", "k-means", "faster-pam"]
+    seconds, values = [0.02, 0.034, 0.079, 0.154, 50.0], [0.72, 0.813, 0.813, 0.867, 0.853]
+    figure = trade_off(
+        names, seconds, values, [True] * 5, chosen="k-means", limit=60, y_label="accuracy", higher_is_better=True
+    )
+    FigureCanvasAgg(figure).draw()
+    axis = figure.axes[0]
+    for text in axis.texts:
+        place = text.get_window_extent()
+        assert axis.bbox.x0 <= place.x0 < place.x1 <= axis.bbox.x1, text.get_text()
+
+
 def test_more_than_ten_groups_can_be_told_apart():
     figure = embedding_map(np.zeros((12, 2)), np.arange(-1, 11), [f"g{n}" for n in range(11)], "noise")
     axis = figure.axes[0]
