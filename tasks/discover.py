@@ -200,13 +200,17 @@ def told_count(card: MethodCard, config: DiscoverConfig) -> dict[str, Any]:
     """
     if config.n_clusters is None or count_parameter(card):
         return config.parameters
-    if "k_range" in inspect.signature(card.cls).parameters:
+    if _has_range(card):
         return {"k_range": [config.n_clusters], **config.parameters}
-    others = [other.name for other in list_methods("discover") if count_parameter(other)]
+    others = [other.name for other in list_methods("discover") if count_parameter(other) or _has_range(other)]
     raise ConfigurationError(
         f"{card.name} finds the number of groups itself and can not be told one, got n_clusters={config.n_clusters}. "
         f"Leave --clusters out, or take one of {', '.join(others)}."
     )
+
+
+def _has_range(card: MethodCard) -> bool:
+    return "k_range" in inspect.signature(card.cls).parameters
 
 
 def parameters_of(case: Case, card: MethodCard) -> dict[str, Any]:

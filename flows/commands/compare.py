@@ -54,7 +54,7 @@ def run_compare(
 def _check(stage: str, methods: tuple[str, ...], baselines: dict[str, str]) -> None:
     """A name that nobody knows is refused before anything runs."""
     from models.registry import STAGES, list_methods
-    from tasks.compare import check_names
+    from tasks.arenas import check_names
 
     if stage in STAGES:
         check_names(methods, [*(card.name for card in list_methods(stage)), *baselines], stage)

@@ -25,25 +25,24 @@ def run_curate(
 ) -> None:
     """Check the parameters, run the flow, print what was kept and what fewer rows cost."""
     settings()
-    from flows.config import load_stage
-    from tasks.curate import CurateConfig, check_selector, text_plan
-    from tasks.label_noise import LabelNoiseConfig
-
-    config = load_stage(
-        CurateConfig,
-        overrides,
-        method=method,
-        budget=budget,
-        wanted=str(wanted.resolve()) if wanted else None,
-        evaluation=tuple(str(each.resolve()) for each in evaluation) or None,
-        seed=seed,
-    )
-    check_selector(config.method, config.parameters)
-    text_plan(config)
-    with embedded_server() as server:
+    with embedded_server() as server:  # before Prefect is imported, which starts a server of its own otherwise
         from flows.commands.console import print_json, stage_progress
+        from flows.config import load_stage
         from flows.curate import curate
+        from tasks.curate import CurateConfig, check_selector, text_plan
+        from tasks.label_noise import LabelNoiseConfig
 
+        config = load_stage(
+            CurateConfig,
+            overrides,
+            method=method,
+            budget=budget,
+            wanted=str(wanted.resolve()) if wanted else None,
+            evaluation=tuple(str(each.resolve()) for each in evaluation) or None,
+            seed=seed,
+        )
+        check_selector(config.method, config.parameters)
+        text_plan(config)
         if server is not None:
             server.wait()
         labels = LabelNoiseConfig(enabled=not trust_labels)

@@ -22,16 +22,14 @@ def run_discover(
 ) -> None:
     """Check the parameters, run the flow, print the groups."""
     settings()
-    from flows.config import load_stage
-    from tasks.discover import DiscoverConfig
-
-    config = load_stage(DiscoverConfig, overrides, n_clusters=clusters, known=known, seed=seed)
-    from flows.discover import check_choices, discover
-
-    check_choices(config, methods)
-    with embedded_server() as server:
+    with embedded_server() as server:  # before Prefect is imported, which starts a server of its own otherwise
         from flows.commands.console import print_json, stage_progress
+        from flows.config import load_stage
+        from flows.discover import check_choices, discover
+        from tasks.discover import DiscoverConfig
 
+        config = load_stage(DiscoverConfig, overrides, n_clusters=clusters, known=known, seed=seed)
+        check_choices(config, methods)
         if server is not None:
             server.wait()
         with stage_progress():
