@@ -149,7 +149,7 @@ def sweep(
 
 @app.command(epilog=EXIT_CODES)
 def compare(
-    stage: Annotated[str, typer.Argument(help="discover, label_noise, pretrain, adapt or compress.")],
+    stage: Annotated[str, typer.Argument(help="adapt, compress, curate, discover, label_noise or pretrain.")],
     data: Annotated[str, typer.Option(help="A dataset's name, NAME@VERSION, or a path to your own data.")] = "scans",
     methods: Annotated[
         str,
@@ -185,12 +185,16 @@ def compare(
     run_compare(stage, data, methods, budget, seed, rows, here or workers is not None, as_json)
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def curate(
     data: Annotated[str, typer.Argument(help="A dataset's name, NAME@VERSION, or a path.")],
-    method: Annotated[str | None, typer.Option(help="Registered name (`clearwell methods curate`).")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Registered name (`clearwell methods curate`). Default: stratified-subset."),
+    ] = None,
     budget: Annotated[
-        float | None, typer.Option(help="Rows to keep: a fraction up to 1, or above 1 a number of rows.")
+        float | None,
+        typer.Option(help="Rows to keep: a fraction up to 1, or above 1 a number of rows. Default: 0.3."),
     ] = None,
     encoder: Annotated[
         str, typer.Option(help="NAME@ALIAS or NAME@VERSION of a registered model whose network embeds the rows.")
@@ -272,13 +276,17 @@ def plan(
     run_plan(tuple(data or ("scans",)), budget, pools, score, quantiles, pilot, seed, as_json)
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def discover(
     data: Annotated[str, typer.Argument(help="A dataset's name, NAME@VERSION, or a path.")],
     method: Annotated[
-        list[str] | None, typer.Option(help="Registered name (`clearwell methods discover`); may be repeated.")
+        list[str] | None,
+        typer.Option(help="Registered name (`clearwell methods discover`); may be repeated. Default: faster-pam."),
     ] = None,
-    clusters: Annotated[int | None, typer.Option(min=1, help="How many groups; by default that is found out.")] = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many groups; gcd-gmm starts from so many. By default that is found out."),
+    ] = None,
     known: Annotated[
         list[str] | None, typer.Option(help="A class whose labels the method may see; may be repeated. Default: all.")
     ] = None,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +20,7 @@ from tasks.evaluate import EvaluateConfig
 from tasks.finetune import FinetuneConfig, NaiveConfig
 from tasks.label_noise import LabelNoiseConfig
 from tasks.networks import NetworkConfig
+from tasks.parameters import check_parameters
 from tasks.pretrain import PretrainConfig
 from tasks.register import RegisterConfig
 from tasks.stage import StageConfig
@@ -141,14 +140,8 @@ def check_methods(config: LifecycleConfig, kind: str) -> None:
             card = get_method(given.method, stage)
         except UnknownMethodError as error:
             raise ConfigurationError(f"Stage {stage!r}: {error}") from None
-        known = [name for name in inspect.signature(card.cls).parameters if name != "random_state"]
-        for name in given.parameters:
-            if name not in known:
-                near = get_close_matches(name, known, n=1)
-                hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
-                raise ConfigurationError(
-                    f"Stage {stage!r}: the method {given.method!r} has no parameter {name!r}. {hint}"
-                )
+        who = f"Stage {stage!r}: the method {given.method!r}"
+        check_parameters(who, card.cls, given.parameters, ["random_state"])
         if kind not in card.accepts:
             others = [other.name for other in list_methods(stage) if kind in other.accepts]
             choice = f"choose {' or '.join(others)}" if others else "there is no other method yet"

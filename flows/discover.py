@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow
@@ -11,20 +11,30 @@ from flows.hooks import tell_failure
 from infra.errors import ConfigurationError
 from models.registry import UnknownMethodError, get_method
 from tasks.champion import find_model
-from tasks.discover import DiscoverConfig
+from tasks.discover import DiscoverConfig, told_count
 from tasks.discover import discover as grouping
 from tasks.ingest import ingest
+from tasks.parameters import check_parameters
 from tasks.tracked import summary, tracked
 from tasks.validate import ValidateConfig, validate
 
 
-def check_methods(names: Iterable[str]) -> None:
-    """Raise a ConfigurationError, with a suggestion, for a name that no method of the stage has."""
-    for name in names:
+def check_choices(config: DiscoverConfig, methods: Sequence[str]) -> list[DiscoverConfig]:
+    """A config for each method; by default that of the config.
+
+    Raises
+    ------
+    ConfigurationError
+        For a name that no method of the stage has, or for what a method can not be told.
+    """
+    chosen = [config.model_copy(update={"method": name}) for name in methods] or [config]
+    for each in chosen:
         try:
-            get_method(name, "discover")
+            card = get_method(each.method, "discover")
         except UnknownMethodError as error:
             raise ConfigurationError(str(error)) from None
+        check_parameters(f"The method {each.method!r}", card.cls, told_count(card, each), ["random_state"])
+    return chosen
 
 
 @flow(name="discover", on_failure=[tell_failure], on_crashed=[tell_failure])
@@ -47,8 +57,7 @@ def discover(
         checks: How rows are checked first; what fails is set aside.
         command: What a user types to continue after a failure.
     """
-    chosen = [config.model_copy(update={"method": name}) for name in methods] or [config]
-    check_methods([each.method for each in chosen])
+    chosen = check_choices(config, methods)
     given = {
         "data": data,
         "validate": checks,
@@ -67,5 +76,7 @@ def discover(
         return {
             **summary([checked, *results]),
             "clusters": {result.method: result.evidence["clusters"] for result in results},
+            "notes": {result.method: result.evidence["notes"] for result in results},
+            "noise": {result.method: int(result.metrics["noise"]) for result in results},
             "versions": {result.method: str(result.data) for result in results},
         }

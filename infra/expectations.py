@@ -91,7 +91,7 @@ def build_suite(name: str, schema: Schema, bounds: Bounds) -> tuple[Any, dict[st
         chosen.append((gxe.ExpectColumnValuesToNotBeNull(column="text"), "missing text"))
         chosen.append((gxe.ExpectColumnValueLengthsToBeBetween(column="text", min_value=1), "empty text"))
     for column in schema.features:
-        chosen.append((gxe.ExpectColumnValuesToNotBeNull(column=column), f"missing value in {column}"))
+        chosen.append((gxe.ExpectColumnValuesToNotBeNull(column=column), f"missing or infinite value in {column}"))
     if schema.n_classes > 1:
         partition = {"values": list(range(schema.n_classes)), "weights": [1 / schema.n_classes] * schema.n_classes}
         chosen.append(

@@ -60,8 +60,8 @@ def find(root: Path, name: str) -> Sources:
     known = names(root)
     if name not in known:
         raise DatasetNotFoundError(
-            f"There is no dataset {name!r} in {home}. Known: {', '.join(known) or 'none'}. "
-            "Name one of these, or a path with `clearwell run --data PATH`.",
+            f"There is no dataset {name!r} in {home}, and no file or folder of that name. Known: "
+            f"{', '.join(known) or 'none'}. Name one of these, or the path of your own data.",
             name=name,
         )
     parts = [home / part / f"{name}.parquet" for part in ("truth", "erasure")]

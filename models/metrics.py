@@ -208,13 +208,13 @@ def membership_attack(
         else GradientBoostingClassifier(n_estimators=100, max_depth=3, subsample=0.5, random_state=random_state)
     )
     model.fit(np.concatenate([inside, outside]), np.repeat([1, 0], n))
-    called = float(model.predict(_sorted(suspects)).mean())
-    false = float(model.predict(_sorted(fresh)).mean())
+    told, unseen = model.predict(_sorted(suspects)), model.predict(_sorted(fresh))
+    called, false = float(told.mean()), float(unseen.mean())
     return {
         "asr": (called + 1 - false) / 2,
         "advantage": called - false,
         "suspect_rate": called,
-        "chance": _chance(called, len(suspects), false, len(fresh)),
+        "chance": _chance(called, len(told), false, len(unseen)),
     }
 
 

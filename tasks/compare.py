@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from pydantic import Field
 
 from infra import datasets as ds
-from infra.errors import ClearwellError, ConfigurationError, StageError
+from infra.errors import ClearwellError, StageError
 from infra.files import draft_folder, replace, write_text
 from infra.processes import cores
 from infra.project import Project
 from infra.references import DatasetRef, Reference
-from tasks.arenas import PLACES, Arena, Bout, Candidate, Source, open_arena
+from tasks.arenas import PLACES, Arena, Bout, Candidate, Source, check_names, open_arena
 from tasks.contest import DONE, FAILED, LATE, Row, contest
 from tasks.leaderboard import duration, page, ranked, recommend
 from tasks.stage import RunContext, stage_task, tell
@@ -117,12 +116,7 @@ def chosen(candidates: Sequence[Candidate], methods: Sequence[str], stage: str) 
     ConfigurationError
         For a name that the stage does not know.
     """
-    known = [each.name for each in candidates]
-    for name in methods:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
-            raise ConfigurationError(f"There is no candidate {name!r} for {stage!r}. {hint}")
+    check_names(methods, [each.name for each in candidates], stage)
     return [each for each in candidates if not methods or each.baseline or each.name in methods]
 
 

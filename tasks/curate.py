@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from infra import datasets as ds
-from infra.errors import ConfigurationError
+from infra.errors import ConfigurationError, DatasetFormatError
 from infra.files import file_digest
 from infra.references import DatasetRef, ModelRef, StageResult
 from infra.runner import runner
@@ -22,6 +22,7 @@ from models.registry import MethodCard, get_method, list_methods
 from models.selection import Selector
 from tasks.curate_text import TextPlan, curate_text, write_curated
 from tasks.figures import bars, histogram, lines, sample_sheet
+from tasks.parameters import check_parameters
 from tasks.rowset import Labels, RowReader, Rowset
 from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
 from tasks.training_rows import strangers, trusted_labels
@@ -39,7 +40,9 @@ class CurateConfig(StageConfig):
 
     enabled: bool = Field(False, description="Whether the lifecycle chooses rows, between label_noise and pretrain.")
     method: str = Field("stratified-subset", description="Registered name; `clearwell methods curate` lists them.")
-    budget: float = Field(0.3, gt=0, description="Rows to keep: a fraction up to 1, or above 1 a number of rows.")
+    budget: float = Field(
+        0.3, gt=0, allow_inf_nan=False, description="Rows to keep: a fraction up to 1, or above 1 a number of rows."
+    )
     components: int = Field(
         50, ge=2, description="Principal components kept of wider rows, for methods without network."
     )
@@ -54,7 +57,7 @@ class CurateConfig(StageConfig):
     evaluation: tuple[str, ...] = Field(
         (), description="For survey: files with one evaluation text a line; rows that share a passage are left out."
     )
-    curve: tuple[float, ...] = Field(
+    curve: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (0.1, 0.5), description="Further fractions at which the cost of fewer rows is measured; empty leaves it out."
     )
 
@@ -112,20 +115,26 @@ def curate(data: DatasetRef, encoder: ModelRef | None, config: CurateConfig, run
 def _curate_rows(
     desk: Desk, data: DatasetRef, folder: Path, schema: ds.Schema, encoder: ModelRef | None, config: CurateConfig
 ) -> None:
-    train = ds.read_split(folder, "train")
+    split = _split(schema)
+    train = ds.read_split(folder, split)
     y = trusted_labels(train, config.minimum_confidence)
     stranger = strangers(train)
     usable = np.flatnonzero(y >= 0) if (y >= 0).any() else np.flatnonzero(~stranger)
     if not len(usable):
-        raise ConfigurationError("No row of `train` can be chosen: every one is flagged as a stranger.")
+        raise ConfigurationError(f"No row of {split!r} can be chosen: every one is flagged as a stranger.")
+    if as_budget(config.budget) > len(usable):
+        raise ConfigurationError(
+            f"budget={config.budget:g} asks for more rows than the {len(usable)} that can be chosen. Ask for fewer, or "
+            "for a fraction of them."
+        )
     network = None if encoder is None else desk.load_network(encoder)
     reader = RowReader(schema, network, config.components).fit([train.select(usable)])
     rows = replace(reader.read([train.select(usable)]), labels=y[usable])
-    found = choose(Choice(config.method, rows, as_budget(config.budget), config.seed, config.parameters))
+    found = _chosen(Choice(config.method, rows, as_budget(config.budget), config.seed, config.parameters))
     columns = _columns(len(train), usable, found, stranger, config.method)
 
     def write(target: Path) -> int:
-        return ds.write_split(ds.with_columns(train, columns), target, "train")
+        return ds.write_split(ds.with_columns(train, columns), target, split)
 
     _keep(desk, data, folder, schema, write)
     desk.metrics |= {
@@ -139,13 +148,38 @@ def _curate_rows(
     _show(desk, rows, found, config.method)
 
 
+def _chosen(choice: Choice) -> Selection:
+    """The selection; a method that needs labels and has none is told so in the user's words."""
+    try:
+        return choose(choice)
+    except ValueError as error:
+        if (choice.rows.labels >= 0).any() or not str(error).startswith("y must give"):
+            raise
+        raise ConfigurationError(
+            f"No row has a label, and {choice.method} can not do without: {error} Take --method k-centre or "
+            "--method random-subset, or label some rows."
+        ) from error
+
+
 def _keep(desk: Desk, data: DatasetRef, folder: Path, schema: ds.Schema, write: Callable[[Path], int]) -> None:
-    """A version whose split `train` is written anew, and whose other splits are as they were."""
+    """A version whose curated split is written anew, and whose other splits are as they were."""
+    others = [split for split in schema.splits if split != _split(schema)]
 
     def whole(target: Path) -> int:
-        return write(target) + ds.copy_splits(folder, target, [split for split in schema.splits if split != "train"])
+        return write(target) + ds.copy_splits(folder, target, others)
 
     desk.data = desk.project.versions.add(data.name, whole, source=str(data))
+
+
+def _split(schema: ds.Schema) -> str:
+    """The split whose rows are chosen: `train`, or `unlabelled` where no row has a label."""
+    for split in ("train", "unlabelled"):
+        if split in schema.splits:
+            return split
+    raise DatasetFormatError(
+        f"Rows are chosen from the split 'train', or from 'unlabelled' without it; the data has "
+        f"{', '.join(schema.splits)}. Say in a column 'split' which rows are for what."
+    )
 
 
 def as_budget(given: float) -> int | float:
@@ -179,9 +213,10 @@ def _curate_texts(desk: Desk, data: DatasetRef, folder: Path, schema: ds.Schema,
             f"The method {TEXTS!r} looks at texts; {data.name!r} holds rows of kind {schema.kind}."
         )
     began = time.perf_counter()
-    curated = curate_text(folder, "train", desk.project.settings.state / "curate_text", text_plan(config))
+    split = _split(schema)
+    curated = curate_text(folder, split, desk.project.settings.state / "curate_text", text_plan(config))
     seconds = round(time.perf_counter() - began, 3)
-    _keep(desk, data, folder, schema, lambda target: write_curated(folder, "train", curated, target))
+    _keep(desk, data, folder, schema, lambda target: write_curated(folder, split, curated, target))
     desk.metrics |= {
         "rows": curated.rows,
         "usable": curated.rows,
@@ -213,6 +248,8 @@ def text_plan(config: CurateConfig) -> TextPlan:
     if unknown:
         known = ", ".join(each.name for each in fields(TextPlan))
         raise ConfigurationError(f"The method {TEXTS!r} has no parameter {unknown[0]!r}. Its parameters: {known}.")
+    if "filters" in given:
+        given["filters"] = _filters(given["filters"])
     if config.wanted:
         given["target"] = _texts_of(config.wanted)
     if given.get("target"):
@@ -223,8 +260,25 @@ def text_plan(config: CurateConfig) -> TextPlan:
     return TextPlan(**given)
 
 
+def _filters(given: Any) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """Filters as pairs of a name and parameters; a name alone will do."""
+    listed = given if isinstance(given, (list, tuple)) else [None]
+    entries: list[Any] = [(each, {}) if isinstance(each, str) else each for each in listed]
+    if any(
+        not isinstance(each, (list, tuple)) or len(each) != 2 or not isinstance(each[1], Mapping) for each in entries
+    ):
+        raise ConfigurationError(
+            f"filters is a list of names, or of a name and parameters each, got {given!r}. Write it like "
+            "--set 'parameters.filters=[gopher-quality, [c4, {terminal_punctuation: false}]]'."
+        )
+    return tuple((str(name), parameters) for name, parameters in entries)
+
+
 def _texts_of(name: str) -> tuple[str, ...]:
-    lines = _text_file(name).read_text(encoding="utf-8").splitlines()
+    try:
+        lines = _text_file(name).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"The file {name!r} is not UTF-8 text: {error}. Save it as UTF-8.") from None
     texts = tuple(each for each in lines if each.strip())
     if not texts:
         raise ConfigurationError(f"The file {name!r} holds no text. Write one text a line.")
@@ -251,13 +305,13 @@ def chooses_rows(card: MethodCard) -> bool:
     return issubclass(card.cls, Selector) and set(card.accepts) != {"text"}
 
 
-def check_selector(name: str) -> MethodCard:
+def check_selector(name: str, parameters: Mapping[str, Any] | None = None) -> MethodCard:
     """The card of a method that chooses rows.
 
     Raises
     ------
     ConfigurationError
-        If there is none of that name, or it does something else.
+        If there is none of that name, it does something else, or it can not be told these parameters.
     """
     try:
         card = get_method(name, "curate")
@@ -268,6 +322,8 @@ def check_selector(name: str) -> MethodCard:
         raise ConfigurationError(
             f"The method {name!r} does not choose rows of one dataset. These do: {known}; and {TEXTS} of texts."
         )
+    if parameters and name != TEXTS:
+        check_parameters(f"The method {name!r}", card.cls, parameters, ["random_state", "budget"])
     return card
 
 

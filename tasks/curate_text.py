@@ -33,6 +33,7 @@ from models.curate.text_hashing import Hashes, jaccard, shingles, text_key, unif
 from models.curate.text_minhash import MinHashDedup, band_keys_of, has_words, join_candidates, representatives
 from models.curate.text_resampling import DSIR, bucket_counts, gumbel_top, log_ratio, warn_of_small_target
 from models.selection import kept_rows
+from tasks.parameters import check_parameters
 
 FILTERS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("gopher-repetition", {}),
@@ -470,6 +471,7 @@ def _check(plan: TextPlan) -> None:
     """Refuse a plan that can not be carried out before anything is read."""
     try:
         for name, given in plan.filters:
+            check_parameters(f"The filter {name!r}", type(make_step(name)), given)
             step = make_step((name, given))
             if isinstance(step, (CorpusFilter, Decontaminator)):
                 raise ValueError(
@@ -478,11 +480,13 @@ def _check(plan: TextPlan) -> None:
                     "models.curate.survey."
                 )
             step._validate_params()
-        for method in (_minhash(plan), _dsir(plan)):
-            if method is not None:
-                method._validate_params()
+        for what, cls, told in (("minhash", MinHashDedup, plan.minhash), ("dsir", DSIR, plan.dsir)):
+            if told is not None:
+                check_parameters(f"The step {what!r}", cls, told)
         if plan.evaluation:
-            Decontaminator(plan.evaluation, **plan.decontaminate)._validate_params()
+            check_parameters("The step 'decontaminate'", Decontaminator, plan.decontaminate)
+    except ConfigurationError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigurationError(str(error)) from error
 

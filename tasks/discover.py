@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from infra import datasets as ds
 from infra.errors import ConfigurationError
 from infra.references import DatasetRef, ModelRef, StageResult
 from infra.runner import runner
-from models.registry import MethodCard, get_method
+from models.registry import MethodCard, get_method, list_methods
 from tasks.figures import cluster_sizes, embedding_map, exemplar_sheet, line
 from tasks.rowset import Labels, Rows, Rowset, rowset
 from tasks.stage import Desk, RunContext, StageConfig, run_stage, stage_task
@@ -40,8 +41,10 @@ class DiscoverConfig(StageConfig):
         ge=1,
         description="How many groups; by default the method finds out, or the best silhouette of k_grid says.",
     )
-    k_grid: tuple[int, ...] = Field(
-        tuple(range(2, 16)), description="Numbers of groups tried when none is given and the method needs one."
+    k_grid: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        tuple(range(2, 16)),
+        min_length=1,
+        description="Numbers of groups tried when none is given and the method needs one.",
     )
     seeds: int = Field(3, ge=1, description="Fits from so many seeds, whose agreement is reported as stability.")
     known: tuple[str, ...] | None = Field(
@@ -83,6 +86,8 @@ class Grouping:
     silhouette : float
         nan for a single group.
     seconds : float
+    notes : tuple of str
+        Warnings the method gave.
     """
 
     labels: Labels
@@ -90,6 +95,7 @@ class Grouping:
     n_clusters: int
     silhouette: float
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 @stage_task("discover")
@@ -102,7 +108,7 @@ def discover(data: DatasetRef, encoder: ModelRef | None, config: DiscoverConfig,
     def work(desk: Desk) -> None:
         folder = desk.project.versions.path(data)
         schema = ds.infer_schema(folder)
-        splits = [split for split in config.splits if split in schema.splits] or list(schema.splits)
+        splits = _splits(config, schema)
         parts = [ds.read_split(folder, split) for split in splits]
         network = None if encoder is None else desk.load_network(encoder)
         rows = rowset(parts, schema, network, config.components, _known(config, schema))
@@ -124,7 +130,7 @@ def discover(data: DatasetRef, encoder: ModelRef | None, config: DiscoverConfig,
             return written + ds.copy_splits(folder, target, [s for s in schema.splits if s not in splits])
 
         desk.data = desk.project.versions.add(f"{data.name}-clustered", write, source=f"{data} by {config.method}")
-        desk.evidence["clusters"] = clusters
+        desk.evidence |= {"clusters": clusters, "notes": list(found.notes)}
         desk.metrics |= {
             "rows": len(rows),
             "clusters": found.n_clusters,
@@ -138,6 +144,16 @@ def discover(data: DatasetRef, encoder: ModelRef | None, config: DiscoverConfig,
 
 
 # ---- rows ---------------------------------------------------------------------------------------------------
+
+
+def _splits(config: DiscoverConfig, schema: ds.Schema) -> list[str]:
+    """Splits that are grouped; all of them where the data has none of the usual ones."""
+    found = [split for split in config.splits if split in schema.splits]
+    if not found and config.splits != DiscoverConfig().splits:
+        raise ConfigurationError(
+            f"splits names {', '.join(config.splits) or 'none'}, and the data has {', '.join(schema.splits)}."
+        )
+    return found or list(schema.splits)
 
 
 def _known(config: DiscoverConfig, schema: ds.Schema) -> tuple[int, ...]:
@@ -162,9 +178,43 @@ def count_parameter(card: MethodCard) -> str | None:
     return next((name for name in COUNT_PARAMETERS if name in names), None)
 
 
-def fit_case(case: Case) -> Grouping:
-    """Fit one method to the rows; runs in whatever process the runner gives it."""
-    card = get_method(case.method, "discover")
+def needs_labels(card: MethodCard) -> bool:
+    """Whether the method can not do without labels."""
+    tags = getattr(card.cls, "__sklearn_tags__", None)
+    fit: Any = getattr(card.cls, "fit", None)
+    if tags is None or fit is None or "y" not in inspect.signature(fit).parameters:
+        return False
+    try:
+        return bool(tags(card.cls()).target_tags.required)
+    except TypeError:  # it can not be made without parameters
+        return False
+
+
+def told_count(card: MethodCard, config: DiscoverConfig) -> dict[str, Any]:
+    """The parameters given, and the number of groups asked for where the method counts them itself.
+
+    Raises
+    ------
+    ConfigurationError
+        If it can not be told a number.
+    """
+    if config.n_clusters is None or count_parameter(card):
+        return config.parameters
+    if _has_range(card):
+        return {"k_range": [config.n_clusters], **config.parameters}
+    others = [other.name for other in list_methods("discover") if count_parameter(other) or _has_range(other)]
+    raise ConfigurationError(
+        f"{card.name} finds the number of groups itself and can not be told one, got n_clusters={config.n_clusters}. "
+        f"Leave --clusters out, or take one of {', '.join(others)}."
+    )
+
+
+def _has_range(card: MethodCard) -> bool:
+    return "k_range" in inspect.signature(card.cls).parameters
+
+
+def parameters_of(case: Case, card: MethodCard) -> dict[str, Any]:
+    """What the method is made with."""
     takes = inspect.signature(card.cls).parameters
     parameters = dict(case.parameters)
     name = count_parameter(card)
@@ -174,6 +224,14 @@ def fit_case(case: Case) -> Grouping:
         parameters["metric"] = "euclidean"
     if "random_state" in takes:
         parameters.setdefault("random_state", case.seed)
+    return parameters
+
+
+def fit_case(case: Case) -> Grouping:
+    """Fit one method to the rows; runs in whatever process the runner gives it."""
+    card = get_method(case.method, "discover")
+    parameters = parameters_of(case, card)
+    _check_labels(case, card)
     began = time.perf_counter()
     method = card.cls(**parameters)
     _fit(method, card, case.rows)
@@ -188,6 +246,30 @@ def fit_case(case: Case) -> Grouping:
         _silhouette(case.rows.matrix, groups),
         round(seconds, 3),
     )
+
+
+def fit_and_note(case: Case) -> Grouping:
+    """The same, with what the method warned of as notes, for a user who has no use for lines of code."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        found = fit_case(case)
+    said = [str(each.message) for each in heard if issubclass(each.category, (RuntimeWarning, UserWarning))]
+    return replace(found, notes=tuple(dict.fromkeys(said)))
+
+
+def _check_labels(case: Case, card: MethodCard) -> None:
+    """Say so in the user's words where a method lives on labels, and sees none or nothing but labels."""
+    shown = case.rows.labels >= 0
+    if needs_labels(card) and not shown.any():
+        raise ConfigurationError(
+            f"{case.method} learns from labelled rows, and there is no label that it may see. Label some rows, or take "
+            "a method that needs no labels, such as faster-pam or ppp."
+        )
+    if count_parameter(card) == "n_novel" and shown.all():
+        raise ConfigurationError(
+            f"{case.method} looks for new classes, and every row has a label already: there is none to find. List in "
+            "known (--known) the classes whose labels the method may see, or take faster-pam or ppp to group all rows."
+        )
 
 
 def _novel(case: Case) -> int:
@@ -260,17 +342,15 @@ def _fitted(desk: Desk, rows: Rowset, config: DiscoverConfig) -> Grouping:
     if len(rows) > config.max_rows:
         chosen = np.sort(np.random.default_rng(config.seed).choice(len(rows), config.max_rows, replace=False))
     some = rows.take(chosen)
-    searching = config.n_clusters is None and count_parameter(card) in ("n_clusters", "n_classes")
-    counts: Sequence[int | None] = [k for k in config.k_grid if k < len(some)] if searching else [config.n_clusters]
+    counts = _counts(config, card, len(some), len(np.unique(some.matrix, axis=0)))
+    parameters = told_count(card, config)
 
     def fits(counts: Sequence[int | None], seeds: range) -> list[Grouping]:
-        cases = [
-            Case(config.method, some, k, config.seed + seed, config.parameters) for k, seed in product(counts, seeds)
-        ]
-        return runner().map(fit_case, cases)
+        cases = [Case(config.method, some, k, config.seed + seed, parameters) for k, seed in product(counts, seeds)]
+        return runner().map(fit_and_note, cases)
 
     tried = fits(counts, range(1))
-    best = int(np.nanargmax([each.silhouette for each in tried])) if len(tried) > 1 else 0
+    best = int(np.argmax(np.nan_to_num([each.silhouette for each in tried], nan=-2.0)))
     again = fits([counts[best]], range(1, config.seeds)) if config.seeds > 1 else []
     first = tried[best]
     if len(tried) > 1:
@@ -278,6 +358,21 @@ def _fitted(desk: Desk, rows: Rowset, config: DiscoverConfig) -> Grouping:
     if again:
         desk.metrics["stability"] = stability([first.labels, *(each.labels for each in again)])
     return first if len(some) == len(rows) else _extended(first, chosen, rows)
+
+
+def _counts(config: DiscoverConfig, card: MethodCard, rows: int, distinct: int) -> Sequence[int | None]:
+    """Numbers of groups to try; [None] where the method counts. Copies of a row are in one group."""
+    there = f"{rows:,} rows, of which {distinct:,} differ,"
+    if config.n_clusters is not None and config.n_clusters > distinct:
+        raise ConfigurationError(f"{there} can not make n_clusters={config.n_clusters} groups. Ask for fewer.")
+    if config.n_clusters is not None or count_parameter(card) not in ("n_clusters", "n_classes"):
+        return [config.n_clusters]
+    if distinct == 1:
+        return [1]
+    counts = [k for k in config.k_grid if k < rows and k <= distinct]
+    if not counts:
+        raise ConfigurationError(f"{there} can not make {min(config.k_grid)} groups, the fewest of k_grid.")
+    return counts
 
 
 def _extended(found: Grouping, chosen: Labels, rows: Rowset) -> Grouping:
@@ -289,7 +384,7 @@ def _extended(found: Grouping, chosen: Labels, rows: Rowset) -> Grouping:
     labels = np.asarray(vote.classes_)[shares.argmax(axis=1)].astype(np.int64)
     confidence = np.where(labels < 0, 0, shares.max(axis=1)).astype(np.float32)
     labels[chosen], confidence[chosen] = found.labels, found.confidence
-    return Grouping(labels, confidence, found.n_clusters, _silhouette(rows.matrix, labels), found.seconds)
+    return Grouping(labels, confidence, found.n_clusters, _silhouette(rows.matrix, labels), found.seconds, found.notes)
 
 
 # ---- what the groups are ------------------------------------------------------------------------------------
@@ -393,9 +488,11 @@ def _show(
         "sizes", cluster_sizes(names, [c["rows"] for c in clusters], widths), "Rows and silhouette of each group"
     )
     if len(some) >= 10:
-        desk.figure("map", embedding_map(_plane(rows.matrix[some]), labels, names), "Rows on a plane (t-SNE), by group")
+        desk.figure(
+            "map", embedding_map(_plane(rows.matrix[some]), labels, names, "noise"), "Rows on a plane (t-SNE), by group"
+        )
     by_count = desk.evidence.get("silhouette_by_count")
-    if by_count:
+    if by_count and not np.isnan(list(by_count.values())).all():
         figure = line([int(k) for k in by_count], list(by_count.values()), "number of groups", "mean silhouette")
         desk.figure("count", figure, "How many groups: the mean silhouette of each number tried")
     if schema.kind == "image":

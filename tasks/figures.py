@@ -14,8 +14,23 @@ matplotlib.use("Agg")
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
+MARKERS = ("o", "^", "s", "D", "v")
 PALETTE = ("#2f6f8f", "#d1495b", "#66a182", "#edae49", "#7d5ba6", "#8d6a4f", "#4c6fb1", "#b56576", "#5f7d3a", "#999999")
+
+
+def _short(text: str, most: int) -> str:
+    """A name that fits its place, with a sign where it was cut."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _logarithmic(axis: Axes) -> None:
+    """A logarithmic x axis with few plain numbers; call it when the limits are set."""
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,)))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def sample_sheet(images: ArrayLike, titles: Sequence[str], columns: int = 8) -> Figure:
@@ -54,8 +69,8 @@ def curves(history: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Figure:
     return figure
 
 
-def embedding_map(points: ArrayLike, labels: ArrayLike, names: Sequence[str]) -> Figure:
-    """Two-dimensional points (n, 2) coloured by label; -1 in grey."""
+def embedding_map(points: ArrayLike, labels: ArrayLike, names: Sequence[str], rest: str = "unknown") -> Figure:
+    """Two-dimensional points (n, 2) coloured by label, in another shape every ten; -1 in grey, called `rest`."""
     xy, which = np.asarray(points), np.asarray(labels)
     figure = Figure(figsize=(5.2, 4.4))
     axis = figure.subplots()
@@ -68,11 +83,15 @@ def embedding_map(points: ArrayLike, labels: ArrayLike, names: Sequence[str]) ->
             s=5,
             alpha=0.7,
             color=colour,
-            label="unknown" if code < 0 else names[int(code)],
+            marker=MARKERS[max(int(code), 0) // 10 % len(MARKERS)],
+            label=rest if code < 0 else _short(names[int(code)], 40),
         )
     axis.set_xticks([])
     axis.set_yticks([])
-    axis.legend(fontsize=7, frameon=False, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    columns = -(-len(np.unique(which)) // 30)
+    axis.legend(
+        fontsize=7, frameon=False, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5), ncols=max(columns, 1)
+    )
     figure.tight_layout(pad=0.4)
     return figure
 
@@ -104,7 +123,7 @@ def cluster_sizes(names: Sequence[str], sizes: Sequence[int], silhouettes: Seque
     places = range(len(names))
     colours = [PALETTE[place % 10] for place in places]
     left.barh(places, sizes, color=colours)
-    left.set_yticks(places, [name[:40] for name in names], fontsize=7)
+    left.set_yticks(places, [_short(name, 40) for name in names], fontsize=7)
     left.invert_yaxis()
     left.set_xlabel("rows", fontsize=8)
     right.barh(places, silhouettes, color=colours)
@@ -124,7 +143,9 @@ def exemplar_sheet(groups: Sequence[ArrayLike], names: Sequence[str]) -> Figure:
     for axis in axes.flat:
         axis.set_axis_off()
     for row, (group, name) in enumerate(zip(groups, names, strict=True)):
-        axes[row, 0].text(-0.15, 0.5, name[:22], transform=axes[row, 0].transAxes, fontsize=7, ha="right", va="center")
+        axes[row, 0].text(
+            -0.15, 0.5, _short(name, 22), transform=axes[row, 0].transAxes, fontsize=7, ha="right", va="center"
+        )
         for axis, pixels in zip(axes[row], np.asarray(group), strict=False):
             image = pixels.transpose(1, 2, 0)
             axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
@@ -180,13 +201,14 @@ def trade_off(
     axis.set_ylabel(fill(said, 48), fontsize=9)
     axis.margins(x=0.12, y=0.12)
     axis.tick_params(labelsize=8)
+    _logarithmic(axis)
     figure.tight_layout(pad=0.5)
     _name_points(axis, names, seconds, values)
     return figure
 
 
 def _name_points(axis: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float]) -> None:
-    """A name beside each point, in the nearest place where no point and no other name stands."""
+    """A name beside each point, in the nearest place inside where no point and no other name stands."""
     height, letter, scale = 10.0, 4.9, axis.figure.dpi / 72  # all in points
     places = axis.transData.transform(np.column_stack([x, y])) / scale
     boxes = [(left - 5, base, 10.0) for left, base in places]
@@ -199,7 +221,9 @@ def _name_points(axis: Axes, names: Sequence[str], x: Sequence[float], y: Sequen
             for side in (5.0, -5.0 - wide)
         ]
         crowded = {
-            offset: left + offset[0] + wide > axis.bbox.x1 / scale or _hits(left, base, wide, height, offset, boxes)
+            offset: left + offset[0] + wide > axis.bbox.x1 / scale
+            or left + offset[0] < axis.bbox.x0 / scale
+            or _hits(left, base, wide, height, offset, boxes)
             for offset in offsets
         }
         chosen = next((offset for offset in offsets if not crowded[offset]), offsets[0])
@@ -229,7 +253,7 @@ def bars(values: Mapping[str, float], label: str) -> Figure:
     places = range(len(values))
     drawn = axis.barh(places, list(values.values()), color=PALETTE[0])
     axis.bar_label(drawn, fontsize=7, padding=2, fmt="{:,.4g}")
-    axis.set_yticks(places, [name[:48] for name in values], fontsize=7)
+    axis.set_yticks(places, [_short(name, 48) for name in values], fontsize=7)
     axis.invert_yaxis()
     axis.margins(x=0.12)
     axis.set_xlabel(label, fontsize=8)
@@ -305,6 +329,7 @@ def plan_figure(
         left.scatter([r["samples_seen"] for r in own], [1 - r["error"] for r in own], s=13, color=colour, alpha=0.6)
     left.axvline(budget, color="#666666", ls="--", lw=1)
     left.set_xscale("log")
+    _logarithmic(left)
     left.set_xlabel("rows seen in training (dashed: the budget)", fontsize=9)
     left.set_ylabel("accuracy", fontsize=9)
     left.set_title("Each pool alone: pilot runs, and the law for all of it", fontsize=10)

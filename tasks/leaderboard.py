@@ -127,6 +127,11 @@ def _against_baselines(chosen: Row, fit: Sequence[Row], metric: Metric, arena: A
         ahead = metric.better(best.metrics[metric.name], chosen.metrics[metric.name])
         if ahead:
             return ["It is a baseline: no method of this stage is ahead of it by more than chance on this data."]
+        if len(methods) == 1:
+            reached = metric.show(best.metrics[metric.name])
+            return [
+                f"It is a baseline and it wins: {best.name}, the one method that finished, reaches {reached}, no more."
+            ]
         return [
             f"It is a baseline and it wins: none of the {len(methods)} methods that finished does better on this data. "
             f"The best of them, {best.name}, reaches {metric.show(best.metrics[metric.name])}."

@@ -204,7 +204,12 @@ def sentences(forecaster: Forecaster, chosen: Sequence[Forecast], reached: Seque
     ahead = int(np.argmax(means))
     if order == 0:
         second = max((value, name) for value, name in zip(means[1:], [f.choice.name for f in chosen[1:]], strict=True))
-        said.append(f"It came out first of the {len(chosen)} trained, {means[0] - second[0]:.3f} before {second[1]}.")
+        ahead_by = means[0] - second[0]
+        said.append(
+            f"It came out first of the {len(chosen)} trained, {ahead_by:.3f} before {second[1]}."
+            if ahead_by >= 0.0005
+            else f"None of the {len(chosen)} trained came out before it; {second[1]} reached as much."
+        )
     else:
         gap, judged = means[ahead] - means[0], len(forecaster.ground.y)
         chance = 2 * (means[ahead] * (1 - means[ahead]) / judged) ** 0.5

@@ -5,7 +5,7 @@ Pools are values of a column, quantiles of a numeric one, datasets, or quantiles
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from infra import datasets as ds
 from infra.errors import ConfigurationError, DatasetFormatError
 from models.selection import shares_of_classes
+from tasks.curate import TEXTS, check_selector, choose
 from tasks.curate import Choice as Scoring
-from tasks.curate import choose
 from tasks.rowset import RowReader, Rowset
 from tasks.training_rows import trusted_labels, usable_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from models.registry import MethodCard
 
 Floats32 = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -121,6 +123,8 @@ def read_ground(
     if column and len(folders) > 1:
         raise ConfigurationError("Several datasets are a pool each: leave --pools out, or name one dataset.")
     schema = schema.model_copy(update={"features": tuple(name for name in schema.features if name != column)})
+    if any("train" not in each.splits for each in schemas.values()):
+        raise _without_labels(folders)
     parts, labels = [], []
     for folder in folders.values():
         train = ds.read_split(folder, "train")
@@ -130,10 +134,7 @@ def read_ground(
         parts.append(train.select(rows))
         labels.append(y[rows])
     if not sum(map(len, parts)) or len(np.unique(np.concatenate(labels))) < 2:
-        raise DatasetFormatError(
-            f"A plan needs labelled rows of two classes in the split 'train' of {', '.join(folders)}. Label some rows, "
-            "or look for groups with `clearwell discover`."
-        )
+        raise _without_labels(folders)
     if column:  # before anything costs time
         names, notes = _by_column(parts[0], column, quantiles)
     reader = RowReader(schema, None, COMPONENTS).fit([part for part in parts if len(part)])
@@ -166,16 +167,32 @@ def read_ground(
     return Ground(tuple(pools), *judged, schema.n_classes, (said, *notes))
 
 
+def _without_labels(names: Iterable[str]) -> DatasetFormatError:
+    return DatasetFormatError(
+        f"A plan needs labelled rows of two classes in the split 'train' of {', '.join(names)}. Label some rows, or "
+        "look for groups with `clearwell discover`."
+    )
+
+
 def _check_alike(schemas: Mapping[str, ds.Schema]) -> None:
     first, *others = schemas.items()
     for name, schema in others:
         for what in ("kind", "features", "image_size", "channels", "label_names"):
             one, other = getattr(first[1], what), getattr(schema, what)
             if one != other:
+                listed = what in ("features", "label_names")
+                said = _difference(first[0], one, name, other) if listed else f"{one} and {other}"
                 raise DatasetFormatError(
                     f"{first[0]} and {name} can not be pools of one training: their {what.replace('_', ' ')} differ, "
-                    f"{one} and {other}. Import them with the same columns and classes."
+                    f"{said}. Import them with the same columns and classes."
                 )
+
+
+def _difference(name: str, one: Sequence[str], other_name: str, other: Sequence[str]) -> str:
+    """The names that only one of two lists has."""
+    alone = {name: [each for each in one if each not in other], other_name: [each for each in other if each not in one]}
+    said = [f"only {who} has {', '.join(what[:5])}" for who, what in alone.items() if what]
+    return " and ".join(said) or "in their order"
 
 
 def _by_column(train: Dataset, column: str, quantiles: int) -> tuple[NDArray[Any], list[str]]:
@@ -203,12 +220,27 @@ def _by_column(train: Dataset, column: str, quantiles: int) -> tuple[NDArray[Any
     return np.array([None if gone else shown(value) for value, gone in zip(values, missing, strict=True)]), notes
 
 
+def check_score(name: str) -> MethodCard:
+    """The card of a selector that scores rows.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none of that name, or it scores no rows.
+    """
+    card = check_selector(name)
+    if card.name == TEXTS:
+        raise ConfigurationError(
+            f"{TEXTS} scores no rows. Name another selector, such as el2n or k-centre, a column with --pools, or "
+            "several datasets with --data."
+        )
+    return card
+
+
 def _by_score(rows: Rowset, score: str, quantiles: int, seed: int) -> tuple[NDArray[Any], list[str]]:
     import inspect
 
-    from tasks.curate import check_selector
-
-    takes = inspect.signature(check_selector(score).cls).parameters
+    takes = inspect.signature(check_score(score).cls).parameters
     quick = {name: value for name, value in QUICK.items() if name in takes}
     found = choose(Scoring(score, rows, 1.0, seed, quick))
     names, said = _cut(found.score.astype(np.float64), score, quantiles)

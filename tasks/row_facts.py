@@ -53,6 +53,8 @@ def gather(split: ds.Split, schema: ds.Schema, near_duplicates: bool = False) ->
         else:
             content = part.select(columns).to_pandas()
             extra = {name: content[name] for name in columns}
+            if schema.kind == "table":  # an infinite number is as little use as a missing one
+                extra = {name: content[name].replace([np.inf, -np.inf], np.nan) for name in columns}
         known = {name: part[name].to_pylist() if name in kept else [None] * len(part) for name in ("id", "domain")}
         given = part["label"].to_pylist() if "label" in kept else [None] * len(part)
         labels = np.array([-1 if label is None else int(label) for label in given], dtype=np.int64)

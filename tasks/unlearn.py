@@ -60,8 +60,8 @@ def unlearn(
         y = trusted_labels(train, 0.5)
         if not (forget & (y >= 0)).any():
             raise DatasetNotFoundError(
-                f"None of the {int(forget.sum())} rows to forget was learnt with a label: all were taken for strangers, "
-                "and unlearning has nothing to take back. Train a model without them."
+                f"None of the {int(forget.sum())} rows to forget was learnt with a label: all count as strangers. "
+                "Unlearning has nothing to take back; train a model without them."
             )
         X = torch.from_numpy(ds.inputs(train, schema))
         remain = ~forget & (y >= 0)

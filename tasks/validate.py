@@ -66,7 +66,7 @@ def validate(data: DatasetRef, config: ValidateConfig, run: RunContext) -> Stage
             desk.metrics |= {f"{split}.failing": len(report.failing), f"{split}.expectations": report.expectations}
         desk.evidence["data_docs"] = f".clearwell/data_docs/{LATEST}/index.html"
         desk.evidence["table_failures"] = {s: r.table_failures for s, r in reports.items() if r.table_failures}
-        _gate(facts, reports, config)
+        _gate(data, facts, reports, config)
         counts, pairs, edges = find_duplicates(splits, facts, schema, config, reasons)
         desk.metrics |= counts
         desk.evidence |= {"near_duplicates": pairs, "containment": edges}
@@ -113,25 +113,27 @@ def _repeated_across(facts: dict[str, RowFacts]) -> Iterator[tuple[str, int, str
         seen = {identity: split for identity in own if identity is not None} | seen
 
 
-def _gate(facts: dict[str, RowFacts], reports: dict[str, Report], config: ValidateConfig) -> None:
-    for split, data in facts.items():
+def _gate(data: DatasetRef, facts: dict[str, RowFacts], reports: dict[str, Report], config: ValidateConfig) -> None:
+    for split, known in facts.items():
         failing = reports[split].failing
-        share = len(failing) / max(len(data), 1)
+        share = len(failing) / max(len(known), 1)
         if share > config.max_failing_share:
             counts = pd.Series([reason for found in failing.values() for reason in found]).value_counts()
             raise ValidationGateError(
-                f"{len(failing)} of {len(data)} rows of {split!r} fail validation ({share:.1%}, accepted: "
+                f"{len(failing)} of {len(known)} rows of {split!r} fail validation ({share:.1%}, accepted: "
                 f"{config.max_failing_share:.1%}). Reasons: "
                 + ", ".join(f"{reason} ({count})" for reason, count in counts.items())
-                + f". First rows: {sorted(failing)[:5]}. Look at them with `clearwell data check`, mend the data, or "
-                "raise `--set validate.max_failing_share=…`.",
+                + f". First rows: {sorted(failing)[:5]}. Look at them with `clearwell data check {data}` and mend the "
+                "data, or let the lifecycle go on with `clearwell run --set validate.max_failing_share=…`.",
                 split=split,
                 share=share,
                 rows=sorted(failing),
             )
         if "too few rows" in reports[split].table_failures:
             raise ValidationGateError(
-                f"The split {split!r} holds {len(data)} rows; at least 10 are needed.", split=split
+                f"The split {split!r} holds {len(known)} rows; at least 10 are needed. Bring more rows, or say in a "
+                "column 'split' which rows are for what.",
+                split=split,
             )
 
 
@@ -228,7 +230,10 @@ def _score_separability(
         _reduced(ds.inputs(splits[split].take(rows[start : start + few]), schema)) for start in range(0, len(rows), few)
     ]
     X = np.concatenate(parts).reshape(len(rows), -1)
-    score = PersistenceSeparability(random_state=seed, drop_duplicates=True).fit(X.astype(np.float64))
+    try:
+        score = PersistenceSeparability(random_state=seed, drop_duplicates=True).fit(X.astype(np.float64))
+    except ValueError:  # rows that are all alike, or of one column, lie on one point: there is nothing to score
+        return
     desk.metrics["separability"] = float(score.score_)
 
 

@@ -53,16 +53,11 @@ def run_compare(
 
 def _check(stage: str, methods: tuple[str, ...], baselines: dict[str, str]) -> None:
     """A name that nobody knows is refused before anything runs."""
-    from infra.errors import ConfigurationError
-    from models.registry import STAGES, UnknownMethodError, get_method
+    from models.registry import STAGES, list_methods
+    from tasks.arenas import check_names
 
-    for name in methods:
-        if name in baselines or stage not in STAGES:
-            continue
-        try:
-            get_method(name, stage)
-        except UnknownMethodError as error:
-            raise ConfigurationError(str(error)) from None
+    if stage in STAGES:
+        check_names(methods, [*(card.name for card in list_methods(stage)), *baselines], stage)
 
 
 def _submit(parameters: dict[str, Any]) -> dict[str, Any]:

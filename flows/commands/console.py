@@ -47,6 +47,14 @@ def figure(value: Any) -> str:
     return str(value)
 
 
+def left_out(validated: Mapping[str, float], looked_at: int) -> str:
+    """What became of rows that a stage did not look at; empty where it looked at all."""
+    aside, elsewhere = int(validated["quarantined"]), int(validated["rows_out"]) - looked_at
+    said = [f"{aside:,} set aside by validation"] if aside else []
+    said += [f"{elsewhere:,} of other splits"] if elsewhere else []
+    return f"Rows not looked at: {', '.join(said)}." if said else ""
+
+
 @contextmanager
 def stage_progress() -> Iterator[None]:
     """A bar for each stage with its epochs inside; nothing at all when standard error is not a terminal."""

@@ -25,25 +25,24 @@ def run_curate(
 ) -> None:
     """Check the parameters, run the flow, print what was kept and what fewer rows cost."""
     settings()
-    from flows.config import load_stage
-    from tasks.curate import CurateConfig, check_selector, text_plan
-    from tasks.label_noise import LabelNoiseConfig
-
-    config = load_stage(
-        CurateConfig,
-        overrides,
-        method=method,
-        budget=budget,
-        wanted=str(wanted.resolve()) if wanted else None,
-        evaluation=tuple(str(each.resolve()) for each in evaluation) or None,
-        seed=seed,
-    )
-    check_selector(config.method)
-    text_plan(config)
-    with embedded_server() as server:
+    with embedded_server() as server:  # before Prefect is imported, which starts a server of its own otherwise
         from flows.commands.console import print_json, stage_progress
+        from flows.config import load_stage
         from flows.curate import curate
+        from tasks.curate import CurateConfig, check_selector, text_plan
+        from tasks.label_noise import LabelNoiseConfig
 
+        config = load_stage(
+            CurateConfig,
+            overrides,
+            method=method,
+            budget=budget,
+            wanted=str(wanted.resolve()) if wanted else None,
+            evaluation=tuple(str(each.resolve()) for each in evaluation) or None,
+            seed=seed,
+        )
+        check_selector(config.method, config.parameters)
+        text_plan(config)
         if server is not None:
             server.wait()
         labels = LabelNoiseConfig(enabled=not trust_labels)
@@ -56,10 +55,19 @@ def run_curate(
 
 
 def _show(method: str, found: dict[str, Any]) -> None:
-    from flows.commands.console import out, print_table
+    from flows.commands.console import left_out, out, print_table
 
-    kept, usable = int(found["selected"]), int(found["usable"])
+    kept, usable, rows_there = int(found["selected"]), int(found["usable"]), int(found["metrics"]["curate"]["rows"])
     out.print(f"{method} keeps {kept:,} of {usable:,} rows: [bold]{found['version']}[/].")
+    if rows_there > usable:
+        out.print(
+            f"{rows_there - usable:,} more could not be chosen: they belong to no class, or have no label that can be "
+            "trusted. --trust-labels takes labels as given.",
+            highlight=False,
+        )
+    said = left_out(found["metrics"]["validate"], rows_there)
+    if said:
+        out.print(said, highlight=False)
     rows = [
         {
             "method": row["method"],

@@ -22,16 +22,14 @@ def run_discover(
 ) -> None:
     """Check the parameters, run the flow, print the groups."""
     settings()
-    from flows.config import load_stage
-    from tasks.discover import DiscoverConfig
-
-    config = load_stage(DiscoverConfig, overrides, n_clusters=clusters, known=known, seed=seed)
-    from flows.discover import check_methods, discover
-
-    check_methods(methods or (config.method,))
-    with embedded_server() as server:
+    with embedded_server() as server:  # before Prefect is imported, which starts a server of its own otherwise
         from flows.commands.console import print_json, stage_progress
+        from flows.config import load_stage
+        from flows.discover import check_choices, discover
+        from tasks.discover import DiscoverConfig
 
+        config = load_stage(DiscoverConfig, overrides, n_clusters=clusters, known=known, seed=seed)
+        check_choices(config, methods)
         if server is not None:
             server.wait()
         with stage_progress():
@@ -39,12 +37,17 @@ def run_discover(
     if as_json:
         print_json(found)
         return
+    from flows.commands.console import left_out, out
+
     for method, rows in found["clusters"].items():
-        _show(method, rows, found["versions"][method])
+        _show(method, rows, found["noise"][method], found["notes"][method], found["versions"][method])
+    said = left_out(found["metrics"]["validate"], int(found["metrics"]["discover"]["rows"]))
+    if said:
+        out.print(said, highlight=False)
 
 
-def _show(method: str, clusters: list[dict[str, Any]], version: str) -> None:
-    from flows.commands.console import out, print_table
+def _show(method: str, clusters: list[dict[str, Any]], noise: int, notes: list[str], version: str) -> None:
+    from flows.commands.console import out, plain, print_table
 
     rows = [
         {
@@ -57,6 +60,10 @@ def _show(method: str, clusters: list[dict[str, Any]], version: str) -> None:
         }
         for cluster in clusters
     ]
-    print_table(f"{method}: {len(rows)} groups", rows)
+    print_table(f"{method}: {len(rows)} group{'s' if len(rows) != 1 else ''}", rows)
+    if noise:
+        out.print(f"In no group, as noise: {noise:,} rows.", highlight=False)
+    for note in notes:
+        out.print(plain(f"{method}: {note}"), highlight=False)
     out.print(f"Written as [bold]{version}[/]. Look at the rows with:", highlight=False)
     out.print(f"  clearwell data restore {version} --to groups", highlight=False, soft_wrap=True)

@@ -15,16 +15,15 @@ def run_plan(
 ) -> None:
     """Check what can be checked before anything runs, run the flow, print the answer."""
     settings()
-    from tasks.curate import check_selector
-    from tasks.plan import PlanConfig, check_budget
-
-    check_budget(budget)
-    check_selector(score)
-    config = PlanConfig(budget=budget, pools=pools, score=score, quantiles=quantiles, pilot=pilot, seed=seed)
-    with embedded_server() as server:
+    with embedded_server() as server:  # before Prefect is imported, which starts a server of its own otherwise
         from flows.commands.console import print_json, stage_progress
         from flows.plan import plan
+        from tasks.plan import PlanConfig, check_budget
+        from tasks.pools import check_score
 
+        check_budget(budget)
+        check_score(score)
+        config = PlanConfig(budget=budget, pools=pools, score=score, quantiles=quantiles, pilot=pilot, seed=seed)
         if server is not None:
             server.wait()
         with stage_progress():

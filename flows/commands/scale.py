@@ -21,13 +21,12 @@ def run_sweep(stage: str, data: list[str], vary: list[str], as_json: bool) -> No
         if not equals or not name or not given:
             raise ConfigurationError(f"--vary takes FIELD=VALUE,VALUE, got {each!r}.")
         values[name] = tuple(given.split(","))
-    from flows.sweep import sweep, variants
-
-    variants(stage, values)
-    with embedded_server() as server:
+    with embedded_server() as server:  # before Prefect is imported, which starts a server of its own otherwise
         from flows.commands.console import print_json, print_table
+        from flows.sweep import sweep, variants
         from infra.runner import task_runner
 
+        variants(stage, values)
         if server is not None:
             server.wait()
         command = shlex.join(["clearwell", *sys.argv[1:]])
@@ -54,10 +53,9 @@ def _short(value: object) -> str:
 def run_embed(data: str, model: str, as_json: bool) -> None:
     """Embed a dataset with a registered model; print the version that holds the embedding."""
     settings()
-    from flows.embed import embed_dataset
-
     with embedded_server() as server:
         from flows.commands.console import out, print_json
+        from flows.embed import embed_dataset
 
         if server is not None:
             server.wait()

@@ -275,3 +275,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence):
         return [_plain(inner) for inner in value]
     return type(value).__name__
+
+
+def check_names(names: Sequence[str], known: Sequence[str], stage: str) -> None:
+    """Raise a ConfigurationError, with a suggestion, for a name that is not known."""
+    from infra.errors import ConfigurationError
+
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+            raise ConfigurationError(f"There is no candidate {name!r} for {stage!r}. {hint}")

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.errors import DatasetFormatError
 from tasks.arenas import Arena, Arrays, Bout, Facts, Metric, Source
 
 Labels = NDArray[np.int64]
 SILHOUETTE_ROWS = 3000
+FEWEST_ROWS = 10
 MOST_NOISE = 0.5
 """Share of rows left out as noise beyond which a silhouette is not taken for a merit."""
 
@@ -79,6 +81,12 @@ class DiscoverArena(Arena):
         parts = drawn(source, splits, rows, seed)
         truth = np.concatenate([named(part, source.schema) for part in parts])
         taken = rowset(parts, source.schema, components=usual.components)
+        distinct = len(np.unique(taken.matrix, axis=0))
+        if distinct < FEWEST_ROWS:
+            raise DatasetFormatError(
+                f"Comparing the methods of 'discover' needs at least {FEWEST_ROWS} rows that differ, got {distinct} of "
+                f"{len(truth)}. Add rows to the data."
+            )
         shown = reveal(truth, seed)
         labelled = len(np.unique(truth[truth >= 0])) > 1
         measured = (truth >= 0) & (shown < 0) if labelled else np.ones(len(truth), dtype=bool)
@@ -114,10 +122,12 @@ class DiscoverArena(Arena):
         """Any data is rows of numbers here; some methods want images, several domains, or a few labels."""
         if set(card.accepts) <= {"image"} and facts["kind"] != "image":
             return f"takes image data, and this is {facts['kind']} data"
+        from tasks.discover import needs_labels
+
         takes = inspect.signature(card.cls.fit).parameters
         if "domains" in takes and facts["domains"] < 2:
             return "needs rows of at least two domains, and all of these are of one"
-        if not facts["shown"] and _needs_labels(card.cls):
+        if not facts["shown"] and needs_labels(card):
             return "needs some labelled rows, and these have no labels"
         return ""
 
@@ -126,20 +136,20 @@ class DiscoverArena(Arena):
         if name in self.baselines:
             return _baseline(name, given["matrix"], facts["n_clusters"], seed)
         from models.registry import get_method
-        from tasks.discover import Case, count_parameter, fit_case
+        from tasks.discover import Case, fit_case, parameters_of
         from tasks.rowset import Rowset
 
         card = get_method(name, "discover")
         rows = Rowset(given["matrix"], given.get("images"), given["labels"], given["domains"])
-        grouping = fit_case(Case(name, rows, facts["n_clusters"], seed))
-        usual = {
-            each.name: each.default if isinstance(each.default, (bool, int, float, str)) else str(each.default)
-            for each in inspect.signature(card.cls).parameters.values()
-            if each.default is not inspect.Parameter.empty
+        case = Case(name, rows, facts["n_clusters"], seed)
+        grouping = fit_case(case)
+        takes = inspect.signature(card.cls).parameters.values()
+        usual = {each.name: each.default for each in takes if each.default is not inspect.Parameter.empty}
+        used = {
+            parameter: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for parameter, value in (usual | parameters_of(case, card)).items()
         }
-        count = count_parameter(card)
-        told = {count: f"from {facts['n_clusters']} groups"} if count else {}
-        return Found(grouping.labels, usual | told, grouping.seconds)
+        return Found(grouping.labels, used, grouping.seconds)
 
     def measure(self, found: Found, given: Arrays, hidden: Arrays, facts: Facts, seed: int) -> dict[str, float]:
         """On the rows whose label nobody saw."""
@@ -211,14 +221,6 @@ def _hiding(truth: Labels, shown: Labels, measured: NDArray[np.bool_]) -> list[s
         f"other methods and the baselines saw none. All are measured on the same {measured.sum():,} rows, those whose "
         "label nobody saw."
     ]
-
-
-def _needs_labels(cls: type) -> bool:
-    tags = getattr(cls, "__sklearn_tags__", None)
-    try:
-        return bool(tags and tags(cls()).target_tags.required)
-    except TypeError:  # it can not be made without parameters
-        return False
 
 
 def _baseline(name: str, matrix: NDArray[np.float64], k: int, seed: int) -> Found:

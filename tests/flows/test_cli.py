@@ -176,7 +176,13 @@ def test_check_shows_rows_ids_and_reasons_and_changes_nothing(clearwell, flowers
     found = json.loads(out)
     assert found["rows"] == [
         {"split": "train", "file": "flowers.csv", "row": 50, "id": "f50", "reason": "exact duplicate of f3"},
-        {"split": "train", "file": "flowers.csv", "row": 51, "id": "f51", "reason": "missing value in width"},
+        {
+            "split": "train",
+            "file": "flowers.csv",
+            "row": 51,
+            "id": "f51",
+            "reason": "missing or infinite value in width",
+        },
     ]
     assert found["counts"]["train.exact_duplicates"] == 1
     assert json.loads(clearwell("data", "list", "--json")[1]) == []
@@ -184,7 +190,7 @@ def test_check_shows_rows_ids_and_reasons_and_changes_nothing(clearwell, flowers
     code, out, _ = clearwell("data", "check", f"flowers@{version[:8]}")
     assert code == 0
     assert "2 rows need attention" in out
-    assert "missing value in width" in out
+    assert "missing or infinite value in width" in out
     assert len(json.loads(clearwell("data", "list", "--json")[1])) == 1
 
 

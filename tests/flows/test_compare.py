@@ -49,7 +49,11 @@ def test_json_is_one_document_with_everything(tracked, wine, home):
     ("arguments", "code", "message"),
     [
         (("discovr",), 2, "The methods of 'discovr' can not be compared. Did you mean 'discover'?"),
-        (("discover", "--methods", "k-meens"), 2, "There is no method 'k-meens' in the stage 'discover'"),
+        (
+            ("discover", "--methods", "k-meens"),
+            2,
+            "no candidate 'k-meens' for 'discover'. Did you mean 'k-means'",
+        ),
         (("discover", "--budget", "0"), 2, "Invalid value for '--budget'"),
     ],
 )

@@ -8,9 +8,9 @@ from datasets import Dataset
 from sklearn.datasets import load_wine
 
 from infra import datasets as ds
-from infra.errors import ConfigurationError
+from infra.errors import ConfigurationError, DatasetFormatError
 from infra.project import Project
-from tasks.curate import Choice, _columns, as_budget, check_selector, choose
+from tasks.curate import Choice, CurateConfig, _columns, _split, as_budget, check_selector, choose, text_plan
 from tasks.rowset import RowReader, Rowset
 from tasks.training_rows import selected, trusted_labels
 
@@ -52,6 +52,11 @@ def test_every_row_says_whether_it_is_kept_and_why(tracked, wine):
         (("--method", "filtering-laws"), "does not choose rows of one dataset"),
         (("--method", "dsir"), "does not choose rows of one dataset. These do: "),
         (("--budget", "0"), "budget: "),
+        (("--budget", "inf"), "budget: Input should be a finite number, got inf"),
+        (("--set", "curve=[2.0]"), "curve.0: Input should be less than or equal to 1, got 2.0"),
+        (("--method", "el2n", "--set", "parameters.epoch=3"), "has no parameter 'epoch'. Did you mean 'epochs'"),
+        (("--set", "parameters.budget=3"), "has no parameter 'budget'. The stage sets it, by its own budget"),
+        (("--method", "survey", "--set", "parameters.filters=c4"), "filters is a list of names, or of a name and"),
         (("--wanted", "wine.csv"), "wanted and evaluation are for texts"),
         (("--method", "survey", "--wanted", "none.txt"), "none.txt'. Give a text file with one text a line"),
         (("--method", "survey", "--set", "parameters.filter=[]"), "has no parameter 'filter'. Its parameters: filters"),
@@ -128,3 +133,51 @@ def test_texts_are_filtered_and_drawn_towards_those_wanted(tracked, home):
     assert (frame.loc[frame["selected"], "label"] == names.index("games")).mean() > 0.9
     assert {row["rule"] for row in found["funnel"]} >= {"not_drawn"}
     assert frame.loc[~frame["selected"], "selection_reason"].str.startswith(("dsir: ", "exact: ", "readable: ")).all()
+
+
+def test_filters_may_be_names_alone():
+    config = CurateConfig(method="survey", parameters={"filters": ["c4", ["gopher-quality", {"min_words": 5}]]})
+    assert text_plan(config).filters == (("c4", {}), ("gopher-quality", {"min_words": 5}))
+
+
+def test_a_file_of_texts_that_is_no_utf8_is_said_so(home):
+    (home / "wanted.txt").write_bytes(b"caf\xe9 au lait")
+    with pytest.raises(ConfigurationError, match=r"wanted\.txt' is not UTF-8 text: .*position 3.* Save it as UTF-8"):
+        text_plan(CurateConfig(method="survey", wanted=str(home / "wanted.txt")))
+
+
+def test_rows_without_any_label_can_be_chosen_from(tracked, wine, home):
+    wine.drop(columns="label").to_csv(home / "bare.csv", index=False)
+    code, printed, said = tracked("curate", "bare.csv", "--method", "k-centre", "--budget", "20", "--json")
+    assert code == 0, said
+    found = json.loads(printed)
+    assert (found["selected"], found["usable"]) == (20, 178)
+    code, _, said = tracked("curate", "bare.csv", "--budget", "20")
+    assert code == 2
+    assert "No row has a label, and stratified-subset can not do without" in said
+    assert "Take --method k-centre" in said
+
+
+def test_what_could_not_be_chosen_is_counted(tracked, wine, home):
+    wine.assign(split="train", label=wine["label"].where(wine.index % 3 > 0)).to_csv(home / "wine.csv", index=False)
+    code, printed, said = tracked("curate", "wine.csv", "--budget", "500", "--trust-labels")
+    assert code == 2
+    assert "budget=500 asks for more rows than the 118 that can be chosen" in said
+    code, printed, said = tracked("curate", "wine.csv", "--budget", "10", "--trust-labels", "--set", "curve=[]")
+    assert code == 0, said
+    assert "keeps 10 of 118 rows" in printed
+    assert "60 more could not be chosen: they belong to no class, or have no label that can be trusted" in printed
+
+
+def test_labels_of_one_class_are_not_looked_at(tracked, wine, home):
+    wine[:59].assign(split="train").to_csv(home / "one.csv", index=False)
+    code, printed, said = tracked("curate", "one.csv", "--budget", "10", "--json")
+    assert code == 0, said
+    assert [stage["stage"] for stage in json.loads(printed)["stages"]] == ["validate", "curate"]
+
+
+def test_rows_are_chosen_from_train_or_from_those_without_labels():
+    assert _split(ds.Schema(kind="table", splits=("test", "train", "unlabelled"))) == "train"
+    assert _split(ds.Schema(kind="table", splits=("test", "unlabelled"))) == "unlabelled"
+    with pytest.raises(DatasetFormatError, match="or from 'unlabelled' without it; the data has test"):
+        _split(ds.Schema(kind="table", splits=("test",)))

@@ -1,6 +1,7 @@
 """`clearwell discover` groups tables, images and text, and writes what it found beside the rows."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -11,8 +12,20 @@ from sklearn.metrics import adjusted_rand_score
 from infra import datasets as ds
 from infra.errors import ConfigurationError
 from infra.project import Project
-from models.registry import MethodCard
-from tasks.discover import Case, DiscoverConfig, Grouping, _extended, _known, _plane, fit_case
+from models.registry import MethodCard, get_method
+from tasks.discover import (
+    Case,
+    DiscoverConfig,
+    Grouping,
+    _counts,
+    _extended,
+    _known,
+    _plane,
+    _splits,
+    fit_and_note,
+    fit_case,
+    needs_labels,
+)
 from tasks.rowset import Rowset, rowset
 
 
@@ -35,8 +48,7 @@ def rows_of(printed, method):
 
 def test_groups_of_a_table_get_names_and_are_written_beside_its_rows(tracked, wine):
     code, printed, said = tracked(
-        "discover", "wine.csv", "--method", "ppp", "--clusters", "3", "--set", "seeds=2",
-        "--set", "parameters.k_range=[3]", "--json",
+        "discover", "wine.csv", "--method", "ppp", "--clusters", "3", "--set", "seeds=2", "--json",
     )  # fmt: skip
     assert code == 0, said
     frame = rows_of(printed, "ppp")
@@ -68,7 +80,19 @@ def test_a_class_whose_labels_were_hidden_is_told_from_the_known_ones():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("--method", "faster-pan"), "Did you mean 'faster-pam'"), (("--set", "seedz=3"), "Did you mean 'seed'")],
+    [
+        (("--method", "faster-pan"), "Did you mean 'faster-pam'"),
+        (("--set", "seedz=3"), "Did you mean 'seed'"),
+        (
+            ("--set", "parameters.n_inits=3"),
+            "'faster-pam' has no parameter 'n_inits'. Did you mean 'n_init'",
+        ),
+        (("--set", "parameters.n_init=0"), "must be an int in the range [1, inf). Got 0"),
+        (("--set", "parameters.random_state=0"), "The stage sets it, by its own seed"),
+        (("--set", "k_grid=[]"), "k_grid: Tuple should have at least 1 item"),
+        (("--set", "k_grid=[0,2]"), "k_grid.0: Input should be greater than or equal to 1, got 0"),
+        (("--method", "gcd-gpc", "--clusters", "3"), "can not be told one, got n_clusters=3. Leave --clusters out, or"),
+    ],
 )
 def test_what_is_misspelt_is_said_before_anything_runs(clearwell, arguments, message):
     code, _, said = clearwell("discover", "wine.csv", *arguments)
@@ -149,3 +173,64 @@ def test_rows_are_made_into_what_the_method_asks_for(monkeypatch, asked, width, 
     )
     rows = Rowset(load_wine().data, None, np.full(178, -1), np.zeros(178, np.int64))
     assert fit_case(Case("sees", rows, None, 0)).n_clusters == 2
+
+
+def test_rows_that_were_not_grouped_are_counted_and_one_group_is_one(tracked, wine, home):
+    wine.loc[:1, "ash"] = np.inf
+    wine.assign(split=np.where(wine.index % 5, "train", "test")).to_csv(home / "wine.csv", index=False)
+    code, printed, said = tracked("discover", "wine.csv", "--clusters", "1", "--set", "seeds=1")
+    assert code == 0, said
+    assert "faster-pam: 1 group\n" in printed.replace(" ", "").replace("faster-pam:1group", "faster-pam: 1 group")
+    assert "Rows not looked at: 2 set aside by validation, 35 of other splits." in printed
+
+
+@pytest.mark.parametrize("method", ["faster-pam", "tell"])
+def test_copies_of_a_row_are_one_group(method):
+    card = get_method(method, "discover")
+    assert _counts(DiscoverConfig(), card, 40, 1) == [1]
+    assert _counts(DiscoverConfig(), card, 40, 4) == [2, 3, 4]
+    assert _counts(DiscoverConfig(), card, 4, 4) == [2, 3]
+    assert _counts(DiscoverConfig(n_clusters=4), card, 40, 4) == [4]
+    with pytest.raises(ConfigurationError, match="40 rows, of which 4 differ, can not make n_clusters=5 groups"):
+        _counts(DiscoverConfig(n_clusters=5), card, 40, 4)
+    with pytest.raises(ConfigurationError, match="can not make 20 groups, the fewest of k_grid"):
+        _counts(DiscoverConfig(k_grid=(30, 20)), card, 9, 9)
+
+
+@pytest.mark.parametrize(
+    ("method", "labels", "message"),
+    [
+        ("gcd-gmm", -1, "learns from labelled rows, and there is no label that it may see"),
+        ("tabular-ncd", -1, "learns from labelled rows"),
+        ("ncd-k-means", 0, "every row has a label already: there is none to find. List in known"),
+    ],
+)
+def test_a_method_without_the_labels_it_lives_on_says_so(method, labels, message):
+    rows = Rowset(np.eye(12), None, np.full(12, labels), np.zeros(12, dtype=np.int64))
+    with pytest.raises(ConfigurationError, match=message):
+        fit_case(Case(method, rows, None, 0))
+
+
+def test_sources_do_without_labels():
+    assert not needs_labels(get_method("latent-label-shift", "discover"))
+
+
+def test_what_a_method_warns_of_is_a_note(monkeypatch):
+    class Doubtful:
+        def fit(self, X, y=None):
+            for _ in range(2):
+                warnings.warn("No clear partition.", UserWarning, stacklevel=1)
+            self.labels_ = np.zeros(len(X), dtype=int)
+
+    card = MethodCard("doubtful", "discover", "", "", 2020, "", "", ("table",), Doubtful)
+    monkeypatch.setattr("tasks.discover.get_method", lambda *_: card)
+    rows = Rowset(np.eye(4), None, np.full(4, -1), np.zeros(4, dtype=np.int64))
+    assert fit_and_note(Case("doubtful", rows, None, 0)).notes == ("No clear partition.",)
+
+
+def test_a_misspelt_split_is_not_taken_for_all_of_them():
+    schema = ds.Schema(kind="table", splits=("test", "train"))
+    assert _splits(DiscoverConfig(), schema) == ["train"]
+    assert _splits(DiscoverConfig(), ds.Schema(kind="table", splits=("test",))) == ["test"]
+    with pytest.raises(ConfigurationError, match="splits names trayn, and the data has test, train"):
+        _splits(DiscoverConfig(splits=("trayn",)), schema)

@@ -47,7 +47,8 @@ def test_a_plan_answers_with_a_table_and_a_figure(tracked, wine, home):
         (("--budget", "-5"), 2, "A budget of -5 rows trains nothing"),
         ((), 2, "Missing option '--budget'"),
         (("--budget", "100", "--score", "el3n"), 2, "Did you mean 'el2n'"),
-        (("--budget", "100", "--data", "no-such-data"), 3, "no-such-data"),
+        (("--budget", "100", "--score", "survey"), 2, "survey scores no rows. Name another selector, such as el2n"),
+        (("--budget", "100", "--data", "no-such-data"), 3, "no file or folder of that name"),
         (("--budget", "100", "--quantiles", "1"), 2, "Invalid value for '--quantiles'"),
     ],
 )
@@ -63,3 +64,10 @@ def test_help_says_what_it_does(clearwell):
     assert code == 0
     for word in ("which pools", "--budget", "--pools", "--score", "--pilot", "--json", "Exit codes"):
         assert word in printed, word
+
+
+def test_data_without_labels_can_not_be_planned_with(tracked, wine, home):
+    pd.read_csv(wine).drop(columns=["label", "split"]).to_csv(home / "bare.csv", index=False)
+    code, _, errors = tracked("plan", "--data", "bare.csv", "--budget", "100")
+    assert code == 3
+    assert "A plan needs labelled rows of two classes in the split 'train' of bare" in errors

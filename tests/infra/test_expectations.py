@@ -105,7 +105,7 @@ def test_tables(check):
         {"width": pd.Series([None, *[1.0] * (N - 1)]), "height": pd.Series([1.0] * (N - 1) + [None])},
     )
     report = check(facts, TABLE)
-    assert report.failing == {0: ["missing value in width"], N - 1: ["missing value in height"]}
+    assert report.failing == {0: ["missing or infinite value in width"], N - 1: ["missing or infinite value in height"]}
 
 
 def test_text(check):

@@ -294,7 +294,9 @@ def test_a_baseline_that_wins_is_said_plainly():
     found, text = advice(row("a", 0.8), row("k-means", 0.9, baseline=True))
     assert (found.name, found.baseline) == ("k-means", True)
     assert "Take the baseline k-means" in text
-    assert "It is a baseline and it wins: none of the 1 methods that finished does better on this data." in text
+    assert "It is a baseline and it wins: a, the one method that finished, reaches 0.800, no more." in text
+    text = advice(row("a", 0.8), row("b", 0.7), row("k-means", 0.9, baseline=True))[1]
+    assert "It is a baseline and it wins: none of the 2 methods that finished does better on this data." in text
     assert "The best of them, a, reaches 0.800." in text
 
 
@@ -393,6 +395,13 @@ def test_discover_without_labels_goes_by_the_silhouette_and_says_what_that_is_wo
     assert arena.objection({"noise": 0.7}, bout.facts) == "leaves 70% of the rows out as noise"
 
 
+def test_rows_that_are_all_alike_can_not_be_compared_on(tmp_path):
+    columns = {"id": [str(n) for n in range(40)], "label": [-1] * 40, "a": [1.0] * 40, "b": [2.0] * 40}
+    ds.write_split(Dataset.from_dict(columns), tmp_path, "unlabelled")
+    with pytest.raises(DatasetFormatError, match="needs at least 10 rows that differ, got 1 of 40"):
+        open_arena("discover").prepare(Source(tmp_path, ds.infer_schema(tmp_path)), 0, 5000)
+
+
 def test_a_registered_method_of_discover_runs_in_its_arena(wine):
     from models.registry import list_methods
 
@@ -402,7 +411,8 @@ def test_a_registered_method_of_discover_runs_in_its_arena(wine):
     assert found["faster-pam"]["accuracy"] > 0.8
     made = arena.fit("faster-pam", bout.given, bout.facts, 0)
     assert made.seconds < 10
-    assert made.parameters["n_clusters"] == "from 3 groups"
+    assert (made.parameters["n_clusters"], made.parameters["random_state"]) == (3, 0)
+    assert made.parameters["metric"] == "euclidean"  # as the rows are given, not as the class would have it by default
     again = arena.fit("faster-pam", bout.given, bout.facts, 0)
     assert (again.labels == made.labels).all()
 

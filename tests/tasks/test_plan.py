@@ -20,7 +20,7 @@ from tasks.forecast import (
     union,
     unions,
 )
-from tasks.plan import PlanConfig, check_budget, contrasted, plan, table
+from tasks.plan import PlanConfig, check_budget, contrasted, plan, sentences, table
 from tasks.pools import Ground, Pool, read_ground
 from tasks.stage import RunContext
 
@@ -117,7 +117,7 @@ def test_several_datasets_are_a_pool_each(project, tmp_path):
     with pytest.raises(ConfigurationError, match="leave --pools out"):
         read_ground(folders, "source")
     other = import_path(project.versions, written_digits(tmp_path / "other.csv", 300, extra=1.0))
-    with pytest.raises(DatasetFormatError, match="their features differ"):
+    with pytest.raises(DatasetFormatError, match="their features differ, only other has "):
         read_ground(folders | {"other": project.versions.path(other)})
 
 
@@ -217,3 +217,14 @@ def test_a_budget_of_nothing_is_refused():
     with pytest.raises(ConfigurationError, match="trains nothing"):
         check_budget(0)
     assert Choice({"a": 10}, 5).passes == 0.5
+
+
+def test_a_tie_is_not_called_a_lead():
+    made = SimpleNamespace(trainings_=3, samples_=100, seconds_=1.0, ground=SimpleNamespace(y=np.zeros(30)))
+    chosen = [
+        SimpleNamespace(choice=Choice({name: 10}, 10), both=Expected(0.8, 0.1)) for name in ("mine", "yours", "theirs")
+    ]
+    said = " ".join(sentences(made, chosen, [[0.9], [0.9], [0.5]]))
+    assert "None of the 3 trained came out before it; yours reached as much." in said
+    said = " ".join(sentences(made, chosen, [[0.9], [0.8], [0.5]]))
+    assert "It came out first of the 3 trained, 0.100 before yours." in said

@@ -167,7 +167,7 @@ def test_run_stops_when_too_many_rows_fail_and_says_which(project, messy, check)
     assert "(2.4%, accepted: 2.0%)" in text
     for part in ("blank image (1)", "missing id (1)", "repeated id (1)", "First rows: [204, 205, 206, 207, 208]"):
         assert part in text
-    assert "clearwell data check" in text
+    assert f"clearwell data check {messy}" in text
     assert error.value.rows == [204, 205, 206, 207, 208]
     assert [ref.name for ref in project.versions.list()] == ["digits"]  # nothing was written
 
@@ -202,6 +202,35 @@ def test_tables_are_checked_for_missing_values_leaks_and_duplicates(project):
     assert dict(zip(found["row"], found["reason"], strict=True)) == {
         7: "leak: the same content stands in test",
         50: "exact duplicate of train3",
-        51: "missing value in width",
+        51: "missing or infinite value in width",
     }
     assert result.data.rows == 77
+
+
+def table_of(values, split):
+    """How a version of one table is written: the given columns, and what every row has."""
+    n = len(next(iter(values.values())))
+    columns = {"id": [f"r{row}" for row in range(n)], "label": [-1] * n}
+    columns |= {name: ["x"] * n for name in ("domain", "split", "source")}
+    columns |= {name: list(given) for name, given in values.items()}
+    return lambda folder: ds.write_split(Dataset.from_dict(columns), folder, split)
+
+
+@pytest.mark.parametrize("values", [np.ones(30), np.arange(1.0, 31.0)], ids=["alike", "one column"])
+def test_a_table_that_has_no_separability_passes_all_the_same(project, values):
+    data = project.versions.add("table", table_of({"width": values}, "unlabelled"))
+    result = validate.fn(data, ValidateConfig(), RunContext(parent=project.tracker.open("lifecycle")))
+    assert result.data.rows == 30
+    assert "separability" not in result.metrics
+
+
+def test_an_infinite_number_is_set_aside_as_a_missing_one_is(project):
+    values = np.random.default_rng(0).normal(size=30)
+    values[[3, 8]] = np.inf, -np.inf
+    data = project.versions.add("table", table_of({"width": values, "height": np.ones(30)}, "train"))
+    checks = ValidateConfig(max_failing_share=0.1)
+    result = validate.fn(data, checks, RunContext(parent=project.tracker.open("lifecycle")))
+    found = ds.read_split(project.versions.path(result.others["quarantine"]), "train").to_pandas()
+    assert dict(zip(found["row"], found["reason"], strict=True)) == dict.fromkeys(
+        (3, 8), "missing or infinite value in width"
+    )
