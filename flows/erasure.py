@@ -20,7 +20,7 @@ from infra import datasets as ds
 from infra.certificate import file_certificate
 from infra.deletion import Doomed
 from infra.erasure import KIND, LEASE, Affected, Copies, Erasures, Plan
-from infra.errors import ClearwellError, ErasureError, LeaseHeldError, StageError
+from infra.errors import ClearwellError, DatasetNotFoundError, ErasureError, LeaseHeldError, StageError
 from infra.model_registry import CHAMPION
 from infra.project import Project
 from infra.references import DatasetRef, ModelRef, Reference, StageResult
@@ -183,7 +183,7 @@ def _new_champion(
         assert champion.network is not None and champion.data is not None and listed is not None
         try:
             forgot = unlearn(champion.data, listed, champion.network, chain.model, config.unlearn, run)
-        except StageError as error:
+        except (StageError, DatasetNotFoundError) as error:
             refused.append(f"{config.unlearn.method} declined: {error}")
         else:
             accepted = offer("unlearned", [forgot], _model(forgot), data)
