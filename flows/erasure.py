@@ -7,10 +7,10 @@ Every step is noted in a journal; after a kill the same request continues where 
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from typing import Any
 
-import yaml
 from prefect import flow
 from pydantic import ValidationError
 
@@ -239,7 +239,7 @@ def config_of(parameters: dict[str, str], data: str) -> LifecycleConfig:
         *path, last = name.split(".")
         for part in path:
             inner = inner.setdefault(part, {}) if isinstance(inner.setdefault(part, {}), dict) else {}
-        inner[last] = None if text == "None" else yaml.safe_load(text) if text else ""
+        inner[last] = _read_back(text)
     values["data"] = data
     try:
         config = LifecycleConfig.model_validate(values)
@@ -247,6 +247,14 @@ def config_of(parameters: dict[str, str], data: str) -> LifecycleConfig:
         config = LifecycleConfig(data=data)
     promoting = config.register_.model_copy(update={"enabled": True, "promote": True})
     return config.model_copy(update={"register_": promoting})
+
+
+def _read_back(text: str) -> Any:
+    """What Python wrote as this text; a word, such as off, stays one."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _model(result: StageResult) -> ModelRef:
