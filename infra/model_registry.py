@@ -97,8 +97,8 @@ class ModelRegistry:
     ) -> str:
         """Make a version from the artifact ``model`` of `run`; the same `key` gives the same version again.
 
-        The digests of the artifact's files are kept with the version. Should a version of that key no longer have
-        its files, a new one is made.
+        What is measured of it now takes the place of what was measured before. The digests of the artifact's files are
+        kept with the version. Should a version of that key no longer have its files, a new one is made.
 
         Raises
         ------
@@ -108,11 +108,13 @@ class ModelRegistry:
             If the artifact did not arrive as it was made.
         """
         self._make_model(name)
+        flat = {f"{_METRIC_TAG}{s}.{m}": repr(float(v)) for s, values in measured.items() for m, v in values.items()}
         for version in self._versions(name):
             if version.tags.get("clearwell.key") == key and not self.file_faults(name, str(version.version)):
+                for tag in flat.keys() - {tag for tag, value in version.tags.items() if flat.get(tag) == value}:
+                    self.tracker.client.set_model_version_tag(name, str(version.version), tag, flat[tag])
                 self._file_registration(name, str(version.version))
                 return str(version.version)
-        flat = {f"{_METRIC_TAG}{s}.{m}": repr(float(v)) for s, values in measured.items() for m, v in values.items()}
         files = json.dumps(stored_digests(self.tracker, run), sort_keys=True)
         made = self.tracker.client.create_model_version(
             name,
@@ -125,7 +127,7 @@ class ModelRegistry:
         return str(made.version)
 
     def measured(self, name: str, version: str) -> dict[str, dict[str, float]]:
-        """What was measured of a version when it was registered: split -> metric -> value."""
+        """What was measured of a version when it was last registered: split -> metric -> value."""
         found: dict[str, dict[str, float]] = {}
         for tag, value in self.tracker.client.get_model_version(name, version).tags.items():
             if tag.startswith(_METRIC_TAG):

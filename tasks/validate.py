@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from infra import datasets as ds
 from infra.errors import ValidationGateError
@@ -39,7 +39,10 @@ class ValidateConfig(StageConfig):
     max_failing_share: float = Field(
         0.05, ge=0, le=1, description="The run stops when a larger share of a split's rows fails validation."
     )
-    near_duplicates: Literal["remove", "report", "off"] = Field(
+    near_duplicates: Annotated[
+        Literal["remove", "report", "off"],
+        BeforeValidator(lambda given: "off" if given is False else given),  # what YAML reads in the word
+    ] = Field(
         "remove",
         description="What to do with near duplicates; off does not look for them, which takes n^2 comparisons.",
     )

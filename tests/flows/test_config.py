@@ -75,6 +75,11 @@ def test_values_may_be_lists_words_and_switches():
     assert config.data == "a=b"
 
 
+@pytest.mark.parametrize("word", ["off", "'off'", "OFF"])
+def test_off_is_a_word_where_words_are_asked_for(word):
+    assert load_config(None, [f"validate.near_duplicates={word}"]).validate_.near_duplicates == "off"
+
+
 def test_one_parameter_of_a_method_leaves_the_others():
     default = load_config().compress.parameters
     changed = load_config(None, ["compress.parameters.seldom=3"]).compress.parameters

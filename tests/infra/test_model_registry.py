@@ -72,6 +72,16 @@ def test_same_key_is_the_same_version(registry, run):
     assert kinds(registry) == ["registered", "registered"]
 
 
+def test_what_is_measured_again_of_a_version_takes_the_place_of_what_was(registry, run):
+    first = registry.register(MODEL, run, "key", "", {"kept": "yes"}, {"test": {"source_accuracy": 0.5, "old": 1.0}})
+    again = {"test": {"source_accuracy": 0.75}, "erasure": {"membership_chance": 0.8}}
+    assert registry.register(MODEL, run, "key", "", {"kept": "no"}, again) == first
+    assert registry.measured(MODEL, first) == {
+        "test": {"source_accuracy": 0.75, "old": 1.0},
+        "erasure": {"membership_chance": 0.8},
+    }
+
+
 def test_registration_whose_process_died_before_filing_it_is_filed_by_the_next(registry, run, monkeypatch):
     with monkeypatch.context() as crash:
         crash.setattr(ModelRegistry, "_file_registration", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
