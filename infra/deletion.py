@@ -201,10 +201,11 @@ class Deletion:
         return [model.model_id for model in found if model.source_run_id in runs]
 
     def _reports(self, lost: set[str], runs: set[str]) -> Iterator[str]:
+        """Folders of reports that name a lost version, in full or shortened, or a run that goes."""
+        names = {version[:12] for version in lost} | runs
         for file in (self.root / "reports").glob("*/summary.json"):
-            summary = json.loads(file.read_text())
-            used = {summary.get("data", {}).get(name) for name in ("input_version", "output_version")}
-            if summary.get("run") in runs or used & lost:
+            text = file.read_text()
+            if any(name in text for name in names):
                 yield file.parent.relative_to(self.root).as_posix()
 
     # ---- taking it away

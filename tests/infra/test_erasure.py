@@ -181,6 +181,22 @@ def test_versions_go_with_their_objects_and_lists_and_leave_a_tombstone(project)
         project.versions.resolve("people", old.version[:12])
 
 
+def test_reports_that_name_a_lost_version_go_whatever_their_shape(project):
+    old, new = version(project, range(20)), version(project, range(5, 20))
+    told = {
+        "latest": {"data": {"name": "people", "input_version": old.version}},
+        "plan-people": {"data": [f"people@{old.version[:12]}"], "run": ""},
+        "compare-people": {"data": str(new)},
+    }
+    for name, summary in told.items():
+        (project.root / "reports" / name).mkdir(parents=True)
+        (project.root / "reports" / name / "summary.json").write_text(json.dumps(summary))
+    erasures = Erasures(project)
+    deletion = Deletion(erasures, erasures.begin(*erasures.examine(["p-000003"])))
+    reports = {path for path in deletion.listed((), ()).paths if path.startswith("reports/")}
+    assert reports == {"reports/latest", "reports/plan-people"}
+
+
 def test_databases_are_overwritten_and_hold_nothing_in_free_pages(people):
     path = people.settings.state / "notes.db"
     with closing(sqlite3.connect(path)) as connection, connection:
