@@ -20,6 +20,8 @@ from infra.errors import ErasureError
 from infra.places import Searched
 from infra.references import DatasetRef, Reference
 from infra.registered_files import ARTIFACT
+from infra.settings import Tracking
+from infra.tracking import Tracker
 
 ROUNDS = 3
 
@@ -86,11 +88,11 @@ class Deletion:
         lost = {ref.version for ref in versions}
         records, models, runs = self._descent(lost, set(kept))
         models |= self._weights_of(retired) - set(kept)
-        runs |= self._runs_on(lost)
+        runs |= self._runs_on(lost, self.project.tracker)
         paths = {unit for f in found if not self.places.is_database(f.where) for unit in self.places.unit(f.where)}
         paths |= {unit for ref in versions for unit in self.places.unit(f"{ref.uri}/x/x")} | set(records)
         paths |= {f".clearwell/models/{digest[:20]}" for digest in models}
-        paths |= set(self._reports(lost, runs)) | {".clearwell/data_docs"}
+        paths |= set(self._reports(lost, runs)) | {".clearwell/data_docs"} | set(self._from_before(lost, runs))
         return Doomed(
             paths=tuple(sorted(paths)),
             versions=tuple(versions),
@@ -169,30 +171,40 @@ class Deletion:
         tags = [client.get_model_version(name, version).tags for name, version in retired]
         return {tag["clearwell.model"] for tag in tags if "clearwell.model" in tag}
 
-    def _runs_on(self, lost: set[str]) -> set[str]:
+    def _runs_on(self, lost: set[str], tracker: Tracker) -> set[str]:
         """Runs that read or wrote a lost version, and the flow runs above them."""
         digests, found = {version[:32] for version in lost}, set()
-        for run in self._all_runs():
+        for run in _all_runs(tracker):
             used = {each.dataset.digest for each in run.inputs.dataset_inputs} if run.inputs else set()
             if used & digests:
                 found |= {run.info.run_id, run.data.tags.get("mlflow.parentRunId", run.info.run_id)}
         return found
 
-    def _all_runs(self) -> Iterator[Any]:
-        tracker, token = self.project.tracker, None
-        while True:
-            page = tracker.client.search_runs([tracker.experiment], max_results=1000, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
+    def _from_before(self, lost: set[str], runs: set[str]) -> Iterator[str]:
+        """Artifacts, in folders, of runs that were made without the stack: its tracking server does not know them."""
+        settings = self.project.settings
+        tracking = Tracking(experiment=settings.tracking.experiment)
+        before = settings.model_copy(update={"tracking": tracking})
+        if before.tracking_uri == settings.tracking_uri or not (settings.state / "mlflow.db").exists():
+            return
+        for run in runs | self._runs_on(lost, Tracker(before)):
+            folder = self.root / tracking.artifacts / run
+            if folder.exists():
+                yield folder.relative_to(self.root).as_posix()
 
     def _artifacts(self, run: str, retired: Collection[tuple[str, str]]) -> list[str]:
         """Artifacts of a run that go: all of them, but for the model of a registered version that lives."""
+        from mlflow.exceptions import MlflowException
+
         client = self.project.tracker.client
+        try:
+            names = [file.path for file in client.list_artifacts(run)]
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # it was made without the stack, see _from_before
+                return []
+            raise
         versions = client.search_model_versions(f"run_id = '{run}'")
         living = [v for v in versions if (v.name, str(v.version)) not in retired and "clearwell.retired" not in v.tags]
-        names = [file.path for file in client.list_artifacts(run)]
         return [name for name in names if not (living and name == ARTIFACT)]
 
     def _logged_models(self, runs: set[str]) -> list[str]:
@@ -276,6 +288,16 @@ class Deletion:
                 store.client.delete_object(Bucket=found.bucket, Key=found.key, VersionId=found.version)
                 count += 1
         return count
+
+
+def _all_runs(tracker: Tracker) -> Iterator[Any]:
+    token = None
+    while True:
+        page = tracker.client.search_runs([tracker.experiment], max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _names_any(listing: bytes, objects: set[str]) -> bool:

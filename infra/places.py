@@ -104,7 +104,18 @@ class Places:
         self.disks = Disks(project.settings)
 
     def search(self, search: Search, only: str = "") -> Searched:
-        """Look for fingerprints everywhere, or below one path of the project."""
+        """Look for fingerprints everywhere, or below one path of the project.
+
+        Raises
+        ------
+        StoreError
+            If the project has a stack and it is down, so that not everything could be searched.
+        """
+        if not only and self.disks.here and self.project.object_store is None:
+            raise StoreError(
+                "The stack of this project is down, and what its stores hold could not be searched. Start it with "
+                "`clearwell up`, then try again."
+            )
         findings: dict[tuple[str, ...], Finding] = {}
         places: dict[str, int] = {}
         unopened, total = [], 0

@@ -16,7 +16,7 @@ from infra import datasets as ds
 from infra import traces
 from infra.deletion import Deletion
 from infra.erasure import Erasures, object_name
-from infra.errors import ConfigurationError, DataError, DatasetNotFoundError, ErasureError
+from infra.errors import ConfigurationError, DataError, DatasetNotFoundError, ErasureError, StoreError
 from infra.places import Places
 from infra.project import Project
 from infra.settings import ObjectStore, settings
@@ -140,6 +140,12 @@ def test_folders_behind_links_are_searched_under_their_own_names(people, tmp_pat
     (people.root / "reports").symlink_to(tmp_path / "disk")
     found = Places(people).search(traces.Search("salt", traces.of_id("salt", "p-000003")), only="reports").findings
     assert [(f.place, f.where) for f in found] == [("reports", "reports/page.html")]
+
+
+def test_nothing_is_searched_while_the_stack_is_down(people):
+    (people.settings.state / "stack" / "postgres").mkdir(parents=True)
+    with pytest.raises(StoreError, match="The stack of this project is down, .* `clearwell up`"):
+        Erasures(people).examine(["p-000003"])
 
 
 def test_a_draft_killed_between_the_renames_is_taken_up(people):

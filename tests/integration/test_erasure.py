@@ -11,6 +11,8 @@ from infra.data_remote import DataRemote
 from infra.importing import import_path
 from infra.places import Places
 from infra.project import Project
+from infra.settings import Tracking
+from infra.tracking import Tracker
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 WHO = "visitor-0007"
@@ -35,6 +37,14 @@ def test_rows_are_gone_from_buckets_artifacts_and_databases(on_stack, tmp_path):
     tracker.client.set_tag(run, "seen", "nobody")  # the row before stays on PostgreSQL's disk
     assert named_on_disk(project)
 
+    before = Tracker(project.settings.model_copy(update={"tracking": Tracking()}))  # as if made without the stack
+    drew, idle = before.open("label_noise"), before.open("label_noise")
+    before.dataset(drew, ref, "input")
+    for each in (drew, idle):
+        before.client.log_text(each, "a picture", "figures/rows.txt")
+    kept = project.settings.state / "artifacts"
+    assert {drew, idle} <= {path.name for path in kept.iterdir()}
+
     done = on_stack.clearwell("forget", WHO, "--reason", "asked to", "--yes", "--json")
     assert done.returncode == 0, done.stderr
     certificate = json.loads(done.stdout)
@@ -54,6 +64,7 @@ def test_rows_are_gone_from_buckets_artifacts_and_databases(on_stack, tmp_path):
     with sa.create_engine(Places(project).databases()["mlflow"]).connect() as connection:
         assert connection.execute(sa.text("select count(*) from tags where value like '%visitor-0007%'")).scalar() == 0
     assert not named_on_disk(project)
+    assert (drew in {path.name for path in kept.iterdir()}, (kept / idle).exists()) == (False, True)
     assert on_stack.clearwell("forget", "--verify", certificate["path"]).returncode == 0
     assert DataRemote(project.versions, store).pull() == [], "what was erased is not brought back"
 
