@@ -144,7 +144,7 @@ def test_folders_behind_links_are_searched_under_their_own_names(people, tmp_pat
 
 def test_nothing_is_searched_while_the_stack_is_down(people):
     (people.settings.state / "stack" / "postgres").mkdir(parents=True)
-    with pytest.raises(StoreError, match="The stack of this project is down, .* `clearwell up`"):
+    with pytest.raises(StoreError, match=r"The stack of this project is down, .* `clearwell up`"):
         Erasures(people).examine(["p-000003"])
 
 
