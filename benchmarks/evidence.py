@@ -130,7 +130,10 @@ class Evidence:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.method}.json"
         draft = path.with_suffix(".json.part")
-        draft.write_text(json.dumps(self.as_dict(), indent=2, default=lambda value: value.item()) + "\n")
+        plain = json.loads(
+            json.dumps(self.as_dict(), default=lambda value: value.item()), parse_constant=lambda _: None
+        )
+        draft.write_text(json.dumps(plain, indent=2) + "\n")  # JSON knows no NaN and no infinity: null
         draft.replace(path)
         return path
 

@@ -263,6 +263,8 @@ def _cell(value: Any) -> str:
 
 
 def _figure(value: Any) -> str:
+    if value is None:  # nothing was measured, or it never came to it
+        return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
