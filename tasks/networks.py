@@ -29,7 +29,7 @@ def make_encoder(schema: Schema, config: NetworkConfig) -> Module:
 
     if schema.kind == "image":
         return ConvEncoder(channels=config.channels, in_channels=schema.channels, stem_stride=config.stem_stride)
-    return MLPEncoder(in_features=len(schema.features), widths=tuple(config.widths))
+    return MLPEncoder(in_features=len(schema.features), widths=tuple(config.widths), standardise=True)
 
 
 def make_classifier(encoder: Module, n_classes: int, config: NetworkConfig) -> Module:

@@ -19,10 +19,16 @@ class MLPEncoder(nn.Module):
     widths : sequence of int
         Hidden widths; the last is ``out_dim``.
     batch_norm : bool
+    standardise : bool
+        Bring every column to mean 0 and variance 1 first, by the statistics of what the network is trained on: columns
+        of a table have units of their own.
     """
 
-    def __init__(self, in_features: int, widths: Sequence[int] = (256, 64), batch_norm: bool = True) -> None:
+    def __init__(
+        self, in_features: int, widths: Sequence[int] = (256, 64), batch_norm: bool = True, standardise: bool = False
+    ) -> None:
         super().__init__()
+        self.scale = nn.BatchNorm1d(in_features, eps=1e-8, affine=False) if standardise else nn.Identity()
         self.blocks = nn.ModuleList()
         for before, after in zip([in_features, *widths], widths, strict=False):
             norm = [nn.BatchNorm1d(after)] if batch_norm else []
@@ -31,7 +37,7 @@ class MLPEncoder(nn.Module):
 
     def stages(self, x: Tensor) -> list[Tensor]:
         """The activations (B, width) after each block."""
-        x = x.flatten(1)
+        x = self.scale(x.flatten(1))
         outputs = []
         for block in self.blocks:
             x = block(x)

@@ -24,6 +24,7 @@ SMALL = {
     "resnet": lambda: ResNetEncoder((1, 1), (4, 8), in_channels=1),
     "pre-activation": lambda: ResNetEncoder([1, 1], widths=[4, 8], in_channels=1, pre_activation=True),
     "mlp": lambda: MLPEncoder(144, (10, 5)),
+    "mlp, standardising": lambda: MLPEncoder(144, (5,), standardise=True),
     "unet": lambda: UNet(2, widths=(4, 8, 8)),
     "projection": lambda: nn.Sequential(nn.Flatten(), ProjectionHead(144, (6, 3)))[1],
     "split": lambda: SplitClassifier(ConvEncoder((4,)), 3, embedding_dim=7),
@@ -127,6 +128,20 @@ def test_encoders_tell_their_width_and_the_maps_of_their_stages():
     assert [tuple(m.shape[1:]) for m in mlp.stages(IMAGES)] == [(10,), (5,)]
     for encoder in (conv, residual, mlp):
         assert encoder(IMAGES).shape == (3, encoder.out_dim)
+
+
+def test_units_of_columns_do_not_matter_to_a_network_that_standardises():
+    X = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    with isolated_seed(0):
+        network = MLPEncoder(3, (4,), standardise=True)
+    answers = []
+    for units in (torch.ones(3), torch.tensor([1.0, 1000.0, 0.01])):
+        network.scale.reset_running_stats()
+        network.train()
+        for _ in range(100):
+            network(X * units + 5 * units)
+        answers.append(network.eval()(X * units + 5 * units))
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-2, atol=1e-2)
 
 
 def test_a_projecting_classifier_pools_the_last_map():
