@@ -28,7 +28,9 @@ class MLPEncoder(nn.Module):
         self, in_features: int, widths: Sequence[int] = (256, 64), batch_norm: bool = True, standardise: bool = False
     ) -> None:
         super().__init__()
-        self.scale = nn.BatchNorm1d(in_features, eps=1e-8, affine=False) if standardise else nn.Identity()
+        # The mean over all batches (momentum=None): moved from 0 and 1, columns of small numbers would take hundreds.
+        scale = nn.BatchNorm1d(in_features, eps=1e-8, momentum=None, affine=False)
+        self.scale = scale if standardise else nn.Identity()
         self.blocks = nn.ModuleList()
         for before, after in zip([in_features, *widths], widths, strict=False):
             norm = [nn.BatchNorm1d(after)] if batch_norm else []
