@@ -196,6 +196,10 @@ def curate(
         float | None,
         typer.Option(help="Rows to keep: a fraction up to 1, or above 1 a number of rows. Default: 0.3."),
     ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the training it is for: the budget then counts the rows seen in all of them."),
+    ] = None,
     encoder: Annotated[
         str, typer.Option(help="NAME@ALIAS or NAME@VERSION of a registered model whose network embeds the rows.")
     ] = "",
@@ -234,7 +238,17 @@ def curate(
 
     use_runner(runner, workers)
     run_curate(
-        data, method, budget, encoder, trust_labels, wanted, tuple(evaluation or ()), seed, override or [], as_json
+        data,
+        method,
+        budget,
+        epochs,
+        encoder,
+        trust_labels,
+        wanted,
+        tuple(evaluation or ()),
+        seed,
+        override or [],
+        as_json,
     )
 
 

@@ -8,6 +8,7 @@ is a torch ``Sampler`` that tells and takes back its state, so an interrupted tr
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -19,9 +20,48 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.utils.data import Sampler
 
-Budget = int | float
-BUDGET: list[Any] = [Interval(Integral, None, None, closed="neither"), Interval(Real, None, None, closed="neither")]
-"""Of the parameter `budget`, for ``_parameter_constraints``: a number; :func:`kept_rows` says which will do."""
+
+@dataclass(frozen=True)
+class Compute:
+    """A budget of training: what it sees, and how often it sees each row.
+
+    Attributes
+    ----------
+    samples_seen : int
+        Rows that the whole training sees; a row seen twice counts twice.
+    epochs : int
+        Times that each row is seen.
+
+    Examples
+    --------
+    >>> kept_rows(Compute(samples_seen=20_000, epochs=8), 60_000), kept_rows(Compute(20_000, 8), 1000)
+    (2500, 1000)
+    """
+
+    samples_seen: int
+    epochs: int
+
+    def rows(self, n: int) -> int:
+        """Rows of `n` that the training can see so often, all of them at most.
+
+        Raises
+        ------
+        ValueError
+            If it sees no row so often, or not once.
+        """
+        if self.epochs < 1 or self.samples_seen < self.epochs:
+            raise ValueError(
+                f"A training that sees {self.samples_seen} rows in {self.epochs} epochs sees none of them in each. "
+                "Give at least 1 epoch, and at least as many rows seen as epochs."
+            )
+        return min(self.samples_seen // self.epochs, n)
+
+
+Budget = int | float | Compute
+BUDGET: list[Any] = [
+    Interval(Integral, None, None, closed="neither"), Interval(Real, None, None, closed="neither"), Compute
+]  # fmt: skip
+"""Of the parameter `budget`, for ``_parameter_constraints``; :func:`kept_rows` says which numbers will do."""
 
 
 def kept_rows(budget: Budget, n: int, *, name: str = "budget", of: str = "rows") -> int:
@@ -29,9 +69,10 @@ def kept_rows(budget: Budget, n: int, *, name: str = "budget", of: str = "rows")
 
     Parameters
     ----------
-    budget : int or float
+    budget : int, float or Compute
         An int is a number of rows, from 1 to `n`; a float in (0, 1] is a fraction of them, rounded to whole rows
-        (Python's ``round``, halves to the even neighbour). So ``1`` keeps one row and ``1.0`` keeps all.
+        (Python's ``round``, halves to the even neighbour). So ``1`` keeps one row and ``1.0`` keeps all. Of a training
+        that may see so many rows, as many as it sees in each epoch.
     n : int
         Rows there are.
     name, of : str
@@ -53,7 +94,7 @@ def kept_rows(budget: Budget, n: int, *, name: str = "budget", of: str = "rows")
     >>> kept_rows(0.1, 60_000), kept_rows(1, 50), kept_rows(1.0, 50)
     (6000, 1, 50)
     """
-    given: Any = budget
+    given: Any = budget.rows(max(n, 1)) if isinstance(budget, Compute) else budget
     if isinstance(given, (bool, np.bool_)) or not isinstance(given, (Integral, Real)):
         raise ValueError(
             f"{name} must be an int (number of {of}) or a float in (0, 1] (fraction), "
@@ -62,15 +103,15 @@ def kept_rows(budget: Budget, n: int, *, name: str = "budget", of: str = "rows")
     if n < 1:
         raise ValueError(f"There are no {of} to choose from (n=0): X is empty. Check the source that was read.")
     if isinstance(given, Integral):
-        if not 1 <= budget <= n:
+        if not 1 <= int(given) <= n:
             raise ValueError(
                 f"{name}={budget} must lie in 1..{n}, the number of {of}. "
                 "Ask for fewer, or for all of them with 1.0, or bring more data."
             )
-        return int(budget)
-    if not 0 < budget <= 1:
+        return int(given)
+    if not 0 < float(given) <= 1:
         raise ValueError(f"{name}={budget} must lie in (0, 1] as a fraction. Give an int to ask for a number of {of}.")
-    kept = round(float(budget) * n)
+    kept = round(float(given) * n)
     if kept < 1:
         raise ValueError(
             f"{name}={budget} of {n} {of} keeps none of them. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -19,7 +20,7 @@ from infra.files import file_digest
 from infra.references import DatasetRef, ModelRef, StageResult
 from infra.runner import runner
 from models.registry import MethodCard, get_method, list_methods
-from models.selection import Selector
+from models.selection import Compute, Selector
 from tasks.curate_text import TextPlan, curate_text, write_curated
 from tasks.figures import bars, histogram, lines, sample_sheet
 from tasks.parameters import check_parameters
@@ -42,6 +43,9 @@ class CurateConfig(StageConfig):
     method: str = Field("stratified-subset", description="Registered name; `clearwell methods curate` lists them.")
     budget: float = Field(
         0.3, gt=0, allow_inf_nan=False, description="Rows to keep: a fraction up to 1, or above 1 a number of rows."
+    )
+    epochs: int | None = Field(
+        None, ge=1, description="Of the training it is for: the budget then counts the rows seen in all of them."
     )
     components: int = Field(
         50, ge=2, description="Principal components kept of wider rows, for methods without network."
@@ -122,7 +126,8 @@ def _curate_rows(
     usable = np.flatnonzero(y >= 0) if (y >= 0).any() else np.flatnonzero(~stranger)
     if not len(usable):
         raise ConfigurationError(f"No row of {split!r} can be chosen: every one is flagged as a stranger.")
-    if as_budget(config.budget) > len(usable):
+    budget = as_budget(config, len(usable))
+    if budget > len(usable):
         raise ConfigurationError(
             f"budget={config.budget:g} asks for more rows than the {len(usable)} that can be chosen. Ask for fewer, or "
             "for a fraction of them."
@@ -130,7 +135,7 @@ def _curate_rows(
     network = None if encoder is None else desk.load_network(encoder)
     reader = RowReader(schema, network, config.components).fit([train.select(usable)])
     rows = replace(reader.read([train.select(usable)]), labels=y[usable])
-    found = _chosen(Choice(config.method, rows, as_budget(config.budget), config.seed, config.parameters))
+    found = _chosen(Choice(config.method, rows, budget, config.seed, config.parameters))
     columns = _columns(len(train), usable, found, stranger, config.method)
 
     def write(target: Path) -> int:
@@ -182,9 +187,20 @@ def _split(schema: ds.Schema) -> str:
     )
 
 
-def as_budget(given: float) -> int | float:
-    """A fraction up to 1, a number of rows above."""
-    return given if given <= 1 else round(given)
+def as_budget(config: CurateConfig, n: int) -> int | float:
+    """A fraction up to 1, a number of rows above; of `n` rows, what a training may see in each epoch.
+
+    Raises
+    ------
+    ConfigurationError
+        For a training that sees no row so often.
+    """
+    if config.epochs is None:
+        return config.budget if config.budget <= 1 else round(config.budget)
+    try:
+        return Compute(round(config.budget), config.epochs).rows(n)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def _columns(n: int, usable: Labels, found: Selection, stranger: NDArray[np.bool_], method: str) -> dict[str, Any]:
@@ -253,7 +269,7 @@ def text_plan(config: CurateConfig) -> TextPlan:
     if config.wanted:
         given["target"] = _texts_of(config.wanted)
     if given.get("target"):
-        drawn = {"budget": as_budget(config.budget), "random_state": config.seed, "target_smoothing": 1.0}
+        drawn = {"budget": as_budget(config, sys.maxsize), "random_state": config.seed, "target_smoothing": 1.0}
         given["dsir"] = drawn | dict(given.get("dsir", {}))
     if config.evaluation:
         given["evaluation"] = {Path(name).stem: _texts_of(name) for name in config.evaluation}

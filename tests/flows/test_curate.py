@@ -69,10 +69,16 @@ def test_what_can_not_be_done_is_said_before_anything_runs(clearwell, arguments,
 
 
 def test_a_budget_is_a_share_or_a_number():
-    assert as_budget(0.5) == 0.5
-    assert as_budget(1.0) == 1.0
-    assert isinstance(as_budget(1.0), float)
-    assert as_budget(200.0) == 200
+    given = {budget: as_budget(CurateConfig(budget=budget), 1000) for budget in (0.5, 1.0, 200.0)}
+    assert given == {0.5: 0.5, 1.0: 1.0, 200.0: 200}
+    assert isinstance(given[1.0], float)
+
+
+def test_of_a_training_a_budget_is_the_rows_it_sees():
+    assert as_budget(CurateConfig(budget=2000, epochs=8), 1000) == 250
+    assert as_budget(CurateConfig(budget=2000, epochs=1), 1000) == 1000
+    with pytest.raises(ConfigurationError, match="sees 3 rows in 8 epochs sees none of them in each"):
+        as_budget(CurateConfig(budget=3, epochs=8), 1000)
     with pytest.raises(ConfigurationError, match="no method 'k-center'"):
         check_selector("k-center")
 

@@ -9,7 +9,21 @@ from numpy.typing import NDArray
 from sklearn.exceptions import NotFittedError
 from torch.utils.data import DataLoader
 
-from models.selection import EpochSampler, Selector, check_scores, kept_rows, shares_of_classes, top_rows
+from models.curate.baselines import RandomSubset
+from models.selection import Compute, EpochSampler, Selector, check_scores, kept_rows, shares_of_classes, top_rows
+
+
+def test_a_budget_of_training_is_the_rows_it_sees_in_an_epoch():
+    assert kept_rows(Compute(100, 4), 1000) == 25
+    assert kept_rows(Compute(103, 4), 1000) == 25
+    assert kept_rows(Compute(100_000, 4), 1000) == 1000
+    for samples, epochs in ((3, 4), (3, 0)):
+        with pytest.raises(ValueError, match=f"sees {samples} rows in {epochs} epochs sees none"):
+            kept_rows(Compute(samples, epochs), 1000)
+    with pytest.raises(ValueError, match="X is empty"):
+        kept_rows(Compute(100, 4), 0)
+    found = RandomSubset(budget=Compute(40, 4), random_state=0).fit(np.zeros((30, 2)))
+    assert len(found.indices_) == 10
 
 
 @pytest.mark.parametrize(
