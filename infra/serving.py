@@ -154,6 +154,7 @@ def serve(
 
     with _listening(port) as listener:
         app = ServedAlias(registry, name, alias, every)
+        listener.listen()  # who calls before uvicorn takes over waits, and is not refused
         ready(f"http://{HOST}:{listener.getsockname()[1]}")
         config = uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=30)
         uvicorn.Server(config).run(sockets=[listener])
