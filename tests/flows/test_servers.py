@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CALLS = {
     "discover": "run_discover('d', (), None, None, '', None, [], False)",
-    "curate": "run_curate('d', None, None, '', False, None, (), None, [], False)",
+    "curate": "run_curate('d', None, None, None, '', False, None, (), None, [], False)",
     "plan": "run_plan(('d',), 100, '', 'el2n', 4, 300, 0, False)",
     "compare": "run_compare('discover', 'd', 'ppp', 1.0, 0, 100, True, False)",
     "embed": "run_embed('d', '', False)",
